@@ -1,0 +1,251 @@
+"""What was measured, as frozen records: measured by ``measure``, drawn by ``report``, stored by anyone.
+
+Every record turns into plain JSON with ``to_record()`` and comes back with
+``from_record()``; unknown keys are refused. Units are in the names: ``_ms`` milliseconds,
+``_bytes`` bytes, ``_j`` joules, ``_s`` seconds; shares and accuracies are fractions of 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = [
+    "Accuracy",
+    "Agreement",
+    "Energy",
+    "Environment",
+    "Latency",
+    "LayerRow",
+    "Record",
+    "Report",
+    "SchedulePoint",
+    "Shares",
+    "Side",
+    "Sizes",
+    "TrainingCost",
+]
+
+R = TypeVar("R", bound="_Jsonable")
+
+
+class _Jsonable:
+    """``to_record`` / ``from_record`` for a dataclass of numbers, strings, tuples and other records."""
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain JSON: dicts, lists, numbers, strings, None."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # pyright: ignore
+
+    @classmethod
+    def from_record(cls: type[R], record: dict[str, Any]) -> R:
+        """The inverse of ``to_record``.
+
+        Raises:
+            ValueError: for keys that this record does not have, or that are missing.
+        """
+        hints = typing.get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore
+        wrong = sorted(set(record) ^ set(names))
+        if wrong:
+            raise ValueError(f"{cls.__name__}: keys {wrong} are missing or unknown; it has {names}")
+        return cls(**{name: _typed(hints[name], record[name]) for name in names})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Jsonable):
+        return value.to_record()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in typing.cast("tuple[Any, ...]", value)]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in typing.cast("dict[str, Any]", value).items()}
+    return value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value is None:
+        return None
+    if origin in (typing.Union, types.UnionType):
+        return _typed(next(a for a in arguments if a is not type(None)), value)
+    if origin is tuple:
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_typed(i, v) for i, v in zip(inner, value, strict=True))
+    if origin is dict:
+        return {k: _typed(arguments[1], v) for k, v in value.items()}
+    if isinstance(hint, type) and issubclass(hint, _Jsonable):
+        return hint.from_record(value)
+    return value
+
+
+@dataclass(frozen=True)
+class Shares(_Jsonable):
+    """The three sparsities, each the fraction removed: of units, of target weights, of all parameters."""
+
+    units: float
+    target_weights: float
+    all_parameters: float
+
+
+@dataclass(frozen=True)
+class LayerRow(_Jsonable):
+    """One layer. ``macs`` are multiply-adds for one sample; ``kept`` counts by masks where there are masks."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    kept: int
+    macs: int
+    macs_kept: int
+
+
+@dataclass(frozen=True)
+class Accuracy(_Jsonable):
+    """Fit on one data set. ``standard_error`` is sqrt(p (1 - p) / n); ``nll`` in nats; ``ece`` with ``bins`` bins."""
+
+    split: str
+    samples: int
+    top1: float
+    standard_error: float
+    nll: float
+    ece: float
+    bins: int = 15
+
+
+@dataclass(frozen=True)
+class Agreement(_Jsonable):
+    """Against the dense model: same argmax; dense right and sparse wrong; KL(dense || sparse) in nats."""
+
+    samples: int
+    agreement: float
+    negative_flips: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Latency(_Jsonable):
+    """Milliseconds per call: median and quartiles over ``rounds`` interleaved rounds."""
+
+    batch: int
+    threads: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Sizes(_Jsonable):
+    """Bytes on disk: plain safetensors checkpoint, the same gzipped, and this library's file."""
+
+    plain_bytes: int
+    gzip_bytes: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Energy(_Jsonable):
+    """Joules per call at ``batch`` read from the machine's counters over ``calls`` calls."""
+
+    batch: int
+    joules: float
+    calls: int
+    source: str
+
+
+@dataclass(frozen=True)
+class TrainingCost(_Jsonable):
+    """What a training run took; ``joules`` is None where no counter can be read."""
+
+    wall_s: float
+    core_s: float
+    joules: float | None = None
+
+
+@dataclass(frozen=True)
+class Side(_Jsonable):
+    """One measured model.
+
+    ``parameters`` counts all of them, ``kept`` those not removed (masks decide; without
+    masks every parameter is kept). ``macs`` / ``macs_kept`` per sample, convolutions and linear layers
+    only, no bias. ``effective_kept`` counts kept parameters on some path from input to output
+    (None where the network is not a plain chain).
+    """
+
+    name: str
+    parameters: int
+    kept: int
+    macs: int
+    macs_kept: int
+    effective_kept: int | None
+    sizes: Sizes
+    accuracy: tuple[Accuracy, ...]
+    latency: tuple[Latency, ...]
+    energy: tuple[Energy, ...]
+    layers: tuple[LayerRow, ...]
+
+
+@dataclass(frozen=True)
+class SchedulePoint(_Jsonable):
+    """One mask update as it happened."""
+
+    step: int
+    sparsity: float
+    kept: int
+
+
+@dataclass(frozen=True)
+class Environment(_Jsonable):
+    """Where the numbers were taken."""
+
+    cpu: str
+    cores: int
+    threads: int
+    isa: str
+    python: str
+    torch: str
+    secateur: str
+    platform: str
+
+
+@dataclass(frozen=True)
+class Record(_Jsonable):
+    """Dense against sparse: everything ``sc.measure`` found, and why there is no gain where there is none.
+
+    ``compression`` = parameters / kept of all parameters; ``theoretical_speedup`` = macs / macs_kept;
+    ``measured_speedup`` per latency row, dense median / sparse median, beside
+    ``dense_self_ratio``, dense against itself in the same rounds: the ratio of its two medians.
+    ``dense_spread`` is the range (10 to 90 %, made symmetric) of that ratio round by round: a measured
+    speedup inside it is no gain.
+    """
+
+    dense: Side
+    sparse: Side
+    shares: Shares
+    compression: float
+    effective_compression: float | None
+    theoretical_speedup: float
+    measured_speedup: tuple[float, ...]
+    dense_self_ratio: tuple[float, ...]
+    agreement: Agreement | None
+    training: TrainingCost | None
+    schedule: tuple[SchedulePoint, ...]
+    plan: dict[str, Any] | None
+    convention: str
+    notes: tuple[str, ...]
+    environment: Environment
+    dense_spread: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Report(_Jsonable):
+    """Several records under one title: what a table or a page shows."""
+
+    title: str
+    names: tuple[str, ...]
+    records: tuple[Record, ...]

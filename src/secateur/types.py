@@ -1,0 +1,192 @@
+"""The words of the pipeline, and nothing else.
+
+    weights, batches -> evidence -> scores -> pooled -> kept counts -> unit masks -> apply -> measure
+                        collect     criterion  unit     allocate       top-k
+
+Everything here is a name for a shape of data or for a kind of function. No module of
+the package is imported, so every room may speak these words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor
+
+__all__ = [
+    "NM",
+    "Allocation",
+    "AllocationEntry",
+    "Criterion",
+    "CriterionEntry",
+    "Evidence",
+    "KeyLayout",
+    "Kind",
+    "Layout",
+    "Level",
+    "Reduce",
+    "Role",
+    "Schedule",
+    "ScheduleEntry",
+    "Tensors",
+    "Unit",
+    "UnitEntry",
+]
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+"""Named tensors. The name is the parameter's fully qualified name."""
+
+Evidence: TypeAlias = Mapping[str, Tensors]
+"""What a criterion may read: kind of evidence -> (parameter name -> tensor)."""
+
+Role: TypeAlias = Literal["first", "hidden", "output", "depthwise", "embedding"]
+Kind: TypeAlias = Literal["linear", "conv", "conv_transpose", "embedding"]
+Level: TypeAlias = Literal["weight", "unit"]
+Reduce: TypeAlias = Literal["mean", "sum", "l2", "rms", "max"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLayout:
+    """How one target parameter is laid out.
+
+    A linear layer counts as a 1x1 convolution everywhere: its kernel has one position.
+
+    Attributes:
+        shape: shape of the parameter as the module stores it.
+        kind: the operation that reads it.
+        groups: groups of a grouped convolution, else 1.
+        role: place in the network; allocations treat the first and the output layer apart.
+    """
+
+    shape: tuple[int, ...]
+    kind: Kind = "linear"
+    groups: int = 1
+    role: Role = "hidden"
+
+
+Layout: TypeAlias = Mapping[str, KeyLayout]
+
+Criterion: TypeAlias = Callable[..., Tensor]
+"""Evidence of one parameter in, its scores out; **low scores go first**.
+
+Positional parameters name the evidence (``snip(weight, grad_abs)``), keyword-only
+parameters are hyper-parameters.
+"""
+
+Allocation: TypeAlias = Callable[..., dict[str, int]]
+"""How many units each key keeps. Inputs are asked for by parameter name:
+``scores`` (pooled), ``keep`` (units to keep in all), ``sizes`` (units per key),
+``layout``, and the name of any evidence."""
+
+Schedule: TypeAlias = Callable[[float, float, float], float]
+"""``(progress in [0, 1], initial, final) -> sparsity``."""
+
+
+@dataclass(frozen=True, slots=True)
+class NM:
+    """Keep ``keep`` of every ``of`` consecutive weights along the input axis.
+
+    The count is of the *kept* weights, as in the hardware's "2:4". A tail shorter
+    than ``of`` stays dense; groups never wrap into the next row.
+
+    Example:
+        >>> NM(keep=2, of=4).sparsity
+        0.5
+        >>> str(NM(keep=1, of=4))
+        '1 of 4'
+    """
+
+    keep: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.keep, int) and isinstance(self.of, int) and 1 <= self.keep < self.of <= 64):
+            raise ValueError(
+                f"NM(keep={self.keep!r}, of={self.of!r}): keep counts the weights that stay in each group, "
+                "so 1 <= keep < of <= 64 is needed; hardware 2:4 is NM(keep=2, of=4)"
+            )
+
+    @property
+    def sparsity(self) -> float:
+        """Share of weights removed where the axis divides evenly."""
+        return 1.0 - self.keep / self.of
+
+    def __str__(self) -> str:
+        return f"{self.keep} of {self.of}"
+
+
+@runtime_checkable
+class Unit(Protocol):
+    """What is removed together. Scores are pooled to units, unit masks expanded to weights."""
+
+    @property
+    def spec(self) -> str:
+        """The string that makes this unit again, ``"block(4, 1)"``."""
+        ...
+
+    def grid(self, layout: KeyLayout) -> tuple[int, ...]:
+        """Shape of the unit mask of one parameter."""
+        ...
+
+    def pool(self, scores: Tensors, layout: Layout, reduce: Reduce = "mean") -> dict[str, Tensor]:
+        """Weight scores (parameter shape) -> unit scores (grid shape)."""
+        ...
+
+    def expand(self, unit_masks: Tensors, layout: Layout) -> dict[str, Tensor]:
+        """Unit masks (grid shape) -> weight masks (parameter shape)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CriterionEntry:
+    """A row of the table of criteria.
+
+    Attributes:
+        function: the criterion.
+        level: ``"weight"``: scores like the weight, then pooled; ``"unit"``: evidence is
+            collected per unit and the score is per unit.
+        reduce: how weight scores of one unit become its score, unless the user says otherwise.
+        units: for ``level="unit"``, the units it is defined for (None: any).
+        batches: how many batches it reads unless the user says otherwise.
+        data: what the user has to give, in words: "none", "init", "batches", "training".
+        summary: one line, with the formula.
+        reference: authors, year, arXiv.
+    """
+
+    function: Criterion
+    level: Level
+    reduce: Reduce
+    data: str
+    summary: str
+    reference: str
+    units: frozenset[str] | None = None
+    batches: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class UnitEntry:
+    """A row of the table of units: ``factory(*arguments) -> Unit``."""
+
+    factory: Callable[..., Unit]
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationEntry:
+    """A row of the table of allocations."""
+
+    function: Allocation
+    summary: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleEntry:
+    """A row of the table of schedules."""
+
+    function: Schedule | Callable[..., float]
+    summary: str
+    reference: str
+
