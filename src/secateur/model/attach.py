@@ -1,0 +1,68 @@
+"""The optimizers whose steps keep masks in force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+from weakref import ref
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from secateur.model.sharding import local
+
+__all__ = ["Attachments"]
+
+
+@final
+class Attachments:
+    """Step hooks on optimizers, which are held weakly."""
+
+    def __init__(self) -> None:
+        self._optimizers: list[tuple[Any, list[Any]]] = []
+
+    def attach(
+        self,
+        optimizer: Optimizer,
+        masked: Mapping[str, Tensor],
+        before: Callable[..., None],
+        after: Callable[..., None],
+    ) -> None:
+        """Call ``before`` and ``after`` around every step; an optimizer that is attached already stays as it is.
+
+        Raises:
+            ValueError: if the optimizer holds none of the ``masked`` parameters.
+        """
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the user's optimizer
+        if any(known() is optimizer for known, _ in self._optimizers):
+            return
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(parameter) in owned for parameter in masked.values()):
+            raise ValueError(
+                f"{type(optimizer).__name__} holds none of the masked parameters ({', '.join(list(masked)[:3])}, ...); "
+                "give it model.parameters() of the pruned model. A copy made by deepcopy has no masks, and "
+                "fully_shard makes new parameters: build the optimizer after it"
+            )
+        handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        self._optimizers.append((ref(optimizer), handles))
+
+    def detach(self) -> None:
+        """Remove the hooks from all optimizers."""
+        for _, handles in self._optimizers:
+            for handle in handles:
+                handle.remove()
+        self._optimizers.clear()
+
+    def reset_state(self, parameter: Tensor, changed: Tensor) -> None:
+        """Zero the optimizers' memory of weights that leave or return, or momentum would move them.
+
+        Args:
+            parameter: as the optimizer holds it.
+            changed: bool, local shape; True where the mask changed.
+        """
+        for known, _ in self._optimizers:
+            optimizer = known()
+            for value in () if optimizer is None else optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0:
+                    piece = local(value)
+                    piece[changed.to(piece.device)] = 0

@@ -1,0 +1,104 @@
+"""Batches and losses: what a loader yields, and how a model turns it into a scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Batch", "LossFunction", "StepFunction", "limited", "loss_of", "to_device"]
+
+Batch: TypeAlias = Any
+LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
+StepFunction: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+
+
+def limited(data: Iterable[Batch] | tuple[Any, Any] | Mapping[str, Tensor], batches: int) -> Iterator[Batch]:
+    """The first batches of a loader, or the one batch given as such.
+
+    Args:
+        data: an iterable of batches, one ``(inputs, labels)`` pair of tensors, or one mapping of tensors.
+        batches: how many to read at most.
+
+    Yields:
+        Batches as the loader makes them.
+
+    Raises:
+        ValueError: if there is none.
+
+    Example:
+        >>> x, y = torch.zeros(2, 3), torch.zeros(2)
+        >>> len(list(limited([(x, y), (x, y), (x, y)], batches=2)))
+        2
+    """
+    one = isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor))
+    count = 0
+    for batch in islice(iter([data] if one else data), batches):
+        count += 1
+        yield batch
+    if count == 0:
+        raise ValueError(
+            "data yielded no batch. A generator that was used before is empty: give the loader itself, "
+            "a list of batches, or one (inputs, labels) pair"
+        )
+
+
+def loss_of(model: nn.Module, batch: Batch, loss: LossFunction | None, step: StepFunction | None) -> Tensor:
+    """The scalar loss of one batch.
+
+    ``step(model, batch)`` if given; a mapping goes in as ``model(**batch)`` and ``output.loss`` is the
+    default; an ``(inputs, labels)`` pair needs ``loss(output, labels)``.
+
+    Args:
+        model: the module.
+        batch: what the loader yielded, on the model's device.
+        loss: of output and labels; for a mapping, of output and batch.
+        step: overrides all of that.
+
+    Returns:
+        A scalar tensor with a graph.
+
+    Raises:
+        ValueError: if the batch has another shape, no loss can be found, or it is not one number.
+    """
+    if step is not None:
+        value = step(model, batch)
+    elif isinstance(batch, Mapping):
+        output = model(**batch)
+        value = loss(output, batch) if loss is not None else getattr(output, "loss", None)
+        if value is None:
+            raise ValueError(
+                f"model(**batch) returned a {type(output).__name__} without a .loss; put the labels into the batch, "
+                "or give loss=lambda output, batch: ..."
+            )
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        if loss is None:
+            raise ValueError("batches are (inputs, labels) pairs, so loss= is needed, e.g. loss=F.cross_entropy")
+        value = loss(model(batch[0]), batch[1])
+    else:
+        shape = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise ValueError(
+            f"a batch is a {shape}; known are (inputs, labels) pairs and mappings that go in as model(**batch). "
+            "For anything else give step=lambda model, batch: loss"
+        )
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"the loss is {given}, not one number; reduce it, e.g. by its mean over the batch")
+    return value.reshape(())
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device; other things as they are."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple):
+        moved = [to_device(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else tuple(moved)
+    if isinstance(batch, list):
+        return [to_device(value, device) for value in batch]
+    return batch

@@ -1,0 +1,91 @@
+"""Unit gates: ones that multiply a layer's output channels, so that their gradients measure whole units.
+
+A gate stands after the batch norm that reads the layer's output directly, else at the layer's output
+(Molchanov et al. 2019, arXiv 1906.10771, place it after the batch norm: before it a train-mode batch
+norm would divide the gate out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from secateur.model.names import clean_name
+from secateur.types import KeyLayout, Layout
+
+__all__ = ["gate_places", "gated"]
+
+
+def gate_places(model: nn.Module, layout: Layout, run: Any) -> dict[str, tuple[nn.Module, int]]:
+    """Where the gate of each target goes.
+
+    Args:
+        model: the unwrapped module.
+        layout: the targets.
+        run: a call without arguments that runs the model once.
+
+    Returns:
+        Parameter name -> (module whose output is gated, axis of the channels counted from the left for
+        convolutions, -1 for linear layers).
+
+    Raises:
+        ValueError: for a target whose module is never called, is called more than once in a pass, or is
+            not a linear or convolution layer.
+    """
+    owners = {clean_name(path): module for path, module in model.named_modules()}
+    layers = {name: owners[name.rpartition(".")[0]] for name in layout}
+    for name, module in layers.items():
+        if not isinstance(module, nn.Linear) and layout[name].kind not in ("conv", "conv_transpose"):
+            raise ValueError(f"{name!r} belongs to a {type(module).__name__}; gates stand at linear and convolution layers")
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    outputs: dict[nn.Module, list[Tensor]] = {module: [] for module in layers.values()}
+    readers: dict[int, nn.Module] = {}
+    handles = [m.register_forward_hook(lambda m, _, out: outputs[m].append(out)) for m in outputs]
+    handles += [m.register_forward_pre_hook(lambda m, args: readers.__setitem__(id(args[0]), m)) for m in norms]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    places: dict[str, tuple[nn.Module, int]] = {}
+    for name, module in layers.items():
+        seen = outputs[module]
+        if len(seen) != 1:
+            how = "never" if not seen else f"{len(seen)} times"
+            raise ValueError(f"the module of {name!r} is called {how} in one pass; a gate needs exactly one call")
+        place = readers.get(id(seen[0]), module)
+        places[name] = (place, -1 if isinstance(module, nn.Linear) else 1)
+    return places
+
+
+@contextmanager
+def gated(places: Mapping[str, tuple[nn.Module, int]], layout: Mapping[str, KeyLayout]) -> Iterator[dict[str, Tensor]]:
+    """Multiply the places' outputs by ones that require gradients; yields parameter name -> gate [channels]."""
+    gates: dict[str, Tensor] = {}
+    handles: list[Any] = []
+    try:
+        for name, (module, axis) in places.items():
+            weight = layout[name]
+            channels = weight.shape[1] * weight.groups if weight.kind == "conv_transpose" else weight.shape[0]
+            device = next((t.device for t in module.parameters()), torch.device("cpu"))
+            gates[name] = torch.ones(channels, device=device, requires_grad=True)
+            handles.append(module.register_forward_hook(_multiply(gates[name], axis)))
+        yield gates
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _multiply(gate: Tensor, axis: int) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        shape = [1] * output.dim()
+        shape[axis] = gate.numel()
+        return output * gate.to(output.dtype).view(shape)
+
+    return hook

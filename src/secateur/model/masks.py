@@ -1,0 +1,291 @@
+"""Masks: unit masks are the truth, parameter masks are derived, bit-packed, and kept beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, final
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur import native
+from secateur.model.attach import Attachments
+from secateur.model.mask_checks import check_shapes, numel, untie
+from secateur.model.names import find_parameter, unwrap
+from secateur.model.packed import PackedMasks
+from secateur.model.registry import find_masks, forget_masks, register_masks
+from secateur.model.removed import RemovedValues
+from secateur.model.sharding import local, part_of, take
+from secateur.model.summary import shares_of, summary
+from secateur.records import Shares
+from secateur.types import KeyLayout, Layout, Unit
+
+__all__ = ["Masks", "find_masks", "register_masks"]
+
+
+@final
+class Masks(Mapping[str, Tensor]):
+    """The masks of one model: a mapping from parameter name to bool mask (True: kept).
+
+    They stand beside the model, packed to one bit per weight; the model's parameters stay plain
+    ``nn.Parameter``. Build them with ``sc.prune`` or ``sc.load``.
+
+    Args:
+        model: the module whose parameters they mask (held weakly).
+        unit_masks: parameter name -> bool mask in the unit's grid.
+        unit: what is removed together.
+        layout: parameter name -> layout.
+        undo: keep the removed values, so that ``undo()`` can restore them.
+
+    Raises:
+        ValueError: if two names of one tied parameter come with different masks, or a shape does not fit.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = nn.Linear(4, 2)
+        >>> masks = sc.prune(net, sparsity=0.5)
+        >>> masks["weight"].shape, masks.kept("weight")
+        (torch.Size([2, 4]), 4)
+        >>> masks.undo()
+        >>> int((net.weight == 0).sum())
+        0
+    """
+
+    def __init__(
+        self, model: nn.Module, unit_masks: Mapping[str, Tensor], unit: Unit, layout: Layout, *, undo: bool = True
+    ) -> None:
+        root = unwrap(model)
+        self._model = ref(root)
+        self.unit = unit
+        self.unit_masks, self.layout = untie(root, unit_masks, layout)
+        self._removed = RemovedValues() if undo else None
+        self._optimizers = Attachments()
+        self._packed = self._pack()
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._packed.unpack(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed.bits)
+
+    def __len__(self) -> int:
+        return len(self._packed.bits)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    @property
+    def model(self) -> nn.Module:
+        """The model these masks belong to.
+
+        Raises:
+            ValueError: if it has been deleted; the masks hold it weakly.
+        """
+        model = self._model()
+        if model is None:
+            raise ValueError("the model of these masks has been deleted; masks hold their model weakly")
+        return model
+
+    def kept(self, name: str) -> int:
+        """How many weights of a parameter are kept."""
+        return self._packed.count(name)
+
+    def bits(self, name: str) -> Tensor:
+        """The packed mask: uint8, bit i of byte j is flat element 8 j + i."""
+        return self._packed.bits[name]
+
+    def shares(self) -> Shares:
+        """The three sparsities: of units, of target weights, of all parameters."""
+        return shares_of(self)
+
+    def __str__(self) -> str:
+        return summary(self)
+
+    __repr__ = __str__
+
+    # -- acting on the model ------------------------------------------------------------------
+
+    def apply(self) -> None:
+        """Set every removed weight to zero, in one native call."""
+        root = self.model
+        self._packed.zero([find_parameter(root, name) for name in self._packed.bits])
+
+    def mask_gradients(self) -> None:
+        """Set the gradients of removed weights to zero; call it before clipping gradients yourself.
+
+        ``attach`` does it before every optimizer step.
+        """
+        root = self.model
+        self._packed.zero([find_parameter(root, name).grad for name in self._packed.bits])
+
+    def check(self) -> None:
+        """Make sure that the removed weights are still zero.
+
+        Raises:
+            ValueError: if some have grown back, with the parameter and how many.
+        """
+        root = self.model
+        for name in self._packed.bits:
+            parameter = find_parameter(root, name)
+            values, part = local(parameter).detach(), part_of(parameter)
+            mask = take(self[name], part)
+            regrown = int(((values != 0) & ~mask.to(values.device)).sum())
+            if regrown:
+                raise ValueError(
+                    f"{regrown} removed weights of {name!r} are no longer zero: the model was trained or loaded "
+                    "without its masks. Train with masks.attach(optimizer), or call masks.apply() to remove them again"
+                )
+
+    def update(self, unit_masks: Mapping[str, Tensor]) -> None:
+        """Replace the unit masks of some or all keys and apply them; values that return are restored.
+
+        Args:
+            unit_masks: name -> bool mask in the unit's grid; names not given keep theirs.
+
+        Raises:
+            ValueError: for a name or a shape that does not belong to these masks.
+        """
+        root = self.model
+        check_shapes(unit_masks, self.unit, self.layout)
+        old = {name: self[name] for name in unit_masks}
+        self.unit_masks = {**self.unit_masks, **{n: m.to(torch.bool).cpu().clone() for n, m in unit_masks.items()}}
+        new = self.unit.expand({name: self.unit_masks[name] for name in unit_masks}, self.layout)
+        for name, before in old.items():
+            parameter = find_parameter(root, name)
+            if self._removed is not None and name in self._removed:
+                self._removed.put_back(name, parameter, before)
+            part = part_of(parameter)
+            after = new[name]
+            if self._removed is not None:
+                self._removed.keep(name, parameter, take(after, part))
+            changed = before ^ after
+            self._optimizers.reset_state(parameter, take(changed, part))
+        self._packed = self._pack()
+        self.apply()
+
+    def add(self, layout: Layout) -> None:
+        """Bring more parameters under these masks, all kept so far."""
+        new = {name: key for name, key in layout.items() if name not in self.layout}
+        self.layout = {**self.layout, **new}
+        self.unit_masks.update({n: torch.ones(self.unit.grid(key), dtype=torch.bool) for n, key in new.items()})
+        self._packed = self._pack()
+
+    def restore_values(self) -> None:
+        """Put the removed values back into the weights for the moment; ``apply`` or ``update`` removes them again."""
+        for name in self._packed.bits:
+            if self._removed is not None and name in self._removed:
+                self._removed.put_back(name, find_parameter(self.model, name), self[name])
+
+    def after_load(self) -> None:
+        """Called after ``load_state_dict``: remember what was loaded under the masks, then mask it."""
+        root = self.model
+        for name in () if self._removed is None else self._packed.bits:
+            parameter = find_parameter(root, name)
+            self._removed.keep(name, parameter, take(self[name], part_of(parameter)))
+        self.apply()
+
+    # -- training -----------------------------------------------------------------------------
+
+    def attach(
+        self,
+        optimizer: Optimizer,
+        *,
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        """Keep removed weights at zero through training with this optimizer.
+
+        Before a step the gradients of removed weights are zeroed, after it the weights. Attach every
+        optimizer that owns masked parameters; attaching one twice does nothing.
+
+        Args:
+            optimizer: any torch optimizer; FSDP2: made after ``fully_shard``.
+            before: called before each step instead of ``mask_gradients``; it has to call that.
+            after: called after each step instead of ``apply``; it has to call that.
+
+        Raises:
+            ValueError: if the optimizer holds none of the masked parameters.
+        """
+        root = self.model
+        masked = {name: find_parameter(root, name) for name in self._packed.bits}
+        before, after = before or self.mask_gradients, after or self.apply
+        self._optimizers.attach(optimizer, masked, lambda *_: before(), lambda *_: after())
+
+    def detach(self) -> None:
+        """Remove the hooks from all attached optimizers."""
+        self._optimizers.detach()
+
+    # -- undoing ------------------------------------------------------------------------------
+
+    def undo(self) -> None:
+        """Put the removed values back and forget the masks; the model is dense again.
+
+        Kept weights stay as they are now. Optimizers are detached.
+
+        Raises:
+            ValueError: if the values were given up by ``commit()`` or ``undo=False``.
+        """
+        if self._removed is None:
+            raise ValueError("the removed values are gone (commit() was called, or prune(..., undo=False))")
+        root = self.model
+        self.restore_values()
+        self._removed.forget()
+        self.detach()
+        if find_masks(root) is self:
+            forget_masks(root)
+
+    def commit(self) -> None:
+        """Give up the removed values and free their memory; the masks stay."""
+        self._removed = None
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    @classmethod
+    def from_units(
+        cls, model: nn.Module, unit_masks: Mapping[str, Tensor], unit: Unit, layout: Mapping[str, KeyLayout]
+    ) -> Masks:
+        """Masks whose removed values are not known (read from a file, say); ``undo()`` is refused."""
+        return cls(model, unit_masks, unit, layout, undo=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Unit masks, packed, and the removed values: plain tensors, lists and strings for a checkpoint."""
+        return {
+            "unit": self.unit.spec,
+            "units": {n: {"bits": native.pack_bits(m), "shape": list(m.shape)} for n, m in self.unit_masks.items()},
+            "removed": None if self._removed is None else self._removed.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the masks of a checkpoint over and apply them.
+
+        Raises:
+            ValueError: if unit or names differ from these masks.
+        """
+        if state["unit"] != self.unit.spec or set(state["units"]) != set(self.unit_masks):
+            raise ValueError(
+                f"this checkpoint masks {sorted(state['units'])} by unit {state['unit']!r}; "
+                f"these masks are of {sorted(self.unit_masks)} by unit {self.unit.spec!r}"
+            )
+        masks = {
+            name: native.unpack_bits(entry["bits"], numel(entry["shape"])).view(entry["shape"])
+            for name, entry in state["units"].items()
+        }
+        check_shapes(masks, self.unit, self.layout)
+        self.unit_masks = masks
+        self._packed = self._pack()
+        self.apply()
+        if state["removed"] is None:
+            self._removed = None
+        else:
+            self._removed = RemovedValues()
+            self._removed.load_state_dict(state["removed"])
+
+    def _pack(self) -> PackedMasks:
+        return PackedMasks(self.unit.expand(self.unit_masks, self.layout))

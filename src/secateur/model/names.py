@@ -1,0 +1,124 @@
+"""Parameters by name, resolved at every use.
+
+``fully_shard`` replaces Parameter objects, conversions replace modules, and wrappers
+(``DistributedDataParallel``, ``torch.compile``, activation checkpointing) put themselves
+between: a name survives all of that, an object does not.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["aliases", "canonical_names", "clean_name", "find_parameter", "parameters_by_name", "unwrap"]
+
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
+"""Attributes under which ``torch.compile`` and ``CheckpointWrapper`` keep the module they wrap."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module under data-parallel and compile wrappers.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The innermost module that is not a wrapper; ``model`` itself where there is none.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> unwrap(nn.DataParallel(net)) is net
+        True
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+            continue
+        inner = next((model._modules[w] for w in _WRAPPERS if model._modules.get(w) is not None), None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without the segments that wrappers add.
+
+    Example:
+        >>> clean_name("_orig_mod.encoder._orig_mod.weight")
+        'encoder.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters, each once, under its first clean name.
+
+    Args:
+        model: any module; wrappers are looked through.
+
+    Returns:
+        Name -> parameter, in the order of registration.
+
+    Example:
+        >>> sorted(parameters_by_name(nn.Linear(2, 2)))
+        ['bias', 'weight']
+    """
+    return {clean_name(name): parameter for name, parameter in unwrap(model).named_parameters()}
+
+
+def aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Every name of every parameter: the first name -> all names of the same Parameter object.
+
+    Example:
+        >>> net = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 3, bias=False))
+        >>> net[1].weight = net[0].weight
+        >>> aliases(net)
+        {'0.weight': ('0.weight', '1.weight')}
+    """
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in unwrap(model).named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(clean_name(name))
+    return {group[0]: tuple(group) for group in names.values()}
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Any name of a parameter -> its first name."""
+    return {name: first for first, group in aliases(model).items() for name in group}
+
+
+def find_parameter(root: nn.Module, name: str) -> Tensor:
+    """The parameter that stands under ``name`` now.
+
+    Args:
+        root: an unwrapped module.
+        name: clean, dotted.
+
+    Returns:
+        The parameter (a DTensor where the model is sharded).
+
+    Raises:
+        ValueError: if no module or parameter of that name is left.
+    """
+    *path, leaf = name.split(".")
+    module: nn.Module | None = root
+    for part in path:
+        children = module._modules
+        if part not in children:
+            module = unwrap(module)
+            children = module._modules
+        module = children.get(part)
+        if module is None:
+            break
+    found = None
+    if module is not None:
+        found = module._parameters.get(leaf)
+        if found is None:
+            found = unwrap(module)._parameters.get(leaf)
+    if not isinstance(found, torch.Tensor):
+        raise ValueError(
+            f"the model has no parameter {name!r} any more; a module was replaced or converted after pruning. "
+            "Prune after the conversion, or register the masks again with sc.prune"
+        )
+    return found

@@ -1,0 +1,71 @@
+"""The values that masks took away, kept so that nothing is destroyed silently."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from secateur.model.sharding import Part, local, part_of, take
+
+__all__ = ["RemovedValues"]
+
+
+@final
+class RemovedValues:
+    """Per parameter, the values at the masked positions, compact, in flat order.
+
+    Memory: one element per removed weight. A store made before sharding also serves the shards.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, tuple[Part, Tensor]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def keep(self, name: str, parameter: Tensor, mask: Tensor) -> None:
+        """Remember what stands at the masked positions of ``parameter`` (``mask`` of the local shape)."""
+        values = local(parameter).detach()
+        self._values[name] = (part_of(parameter), values[~mask.to(values.device)].clone())
+
+    def put_back(self, name: str, parameter: Tensor, full_mask: Tensor) -> None:
+        """Write the remembered values to the masked positions of ``parameter``.
+
+        Args:
+            name: the parameter's name.
+            parameter: as it is now, perhaps sharded since.
+            full_mask: the mask of the whole parameter under which the values were kept.
+
+        Raises:
+            ValueError: if the parameter was sharded in another way when the values were kept.
+        """
+        part, values = self._values[name]
+        now = part_of(parameter)
+        target = local(parameter).detach()
+        mask = take(full_mask, now)
+        if part == now:
+            target[~mask.to(target.device)] = values.to(target.device)
+        elif part is None and now is not None:
+            whole = torch.zeros(full_mask.shape, dtype=values.dtype)
+            whole[~full_mask] = values.cpu()
+            removed = ~mask.to(target.device)
+            target[removed] = take(whole, now).to(target.device)[removed]
+        else:
+            raise ValueError(
+                f"the removed values of {name!r} were kept under another sharding ({part} then, {now} now); "
+                "undo the masks before the model is resharded"
+            )
+
+    def forget(self) -> None:
+        """Free the values."""
+        self._values.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name -> compact values, for a checkpoint."""
+        return {name: {"part": part, "values": values} for name, (part, values) in self._values.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self._values = {name: (entry["part"], entry["values"].clone()) for name, entry in state.items()}

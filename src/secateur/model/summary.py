@@ -1,0 +1,75 @@
+"""What ``print(masks)`` says: shares, and what they are worth before anything else is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from secateur.model.names import unwrap
+from secateur.records import Shares
+
+if TYPE_CHECKING:
+    from secateur.model.masks import Masks
+
+__all__ = ["file_bytes_estimate", "shares_of", "summary"]
+
+_ROWS = 40
+
+
+def shares_of(masks: Masks) -> Shares:
+    """The three sparsities: of units, of target weights, of all parameters."""
+    units = sum(mask.numel() for mask in masks.unit_masks.values())
+    kept_units = sum(int(mask.sum()) for mask in masks.unit_masks.values())
+    weights = sum(_weights(masks, name) for name in masks)
+    removed = weights - sum(masks.kept(name) for name in masks)
+    everything = sum(parameter.numel() for parameter in unwrap(masks.model).parameters())
+    return Shares(1 - kept_units / units, removed / weights, removed / everything)
+
+
+def file_bytes_estimate(masks: Masks) -> tuple[int, int]:
+    """Bytes of the dense tensors, and of what ``sc.save`` writes for them (values plus the cheaper index).
+
+    The estimate leaves out the header, some hundred bytes per tensor.
+    """
+    root = unwrap(masks.model)
+    dense = sum(t.numel() * t.element_size() for t in [*root.parameters(), *root.buffers()])
+    sparse = dense
+    for name in masks:
+        parameter = dict(root.named_parameters())[name]
+        total, kept = _weights(masks, name), masks.kept(name)
+        units = masks.unit_masks[name].numel()
+        kept_units = int(masks.unit_masks[name].sum())
+        sparse -= (total - kept) * parameter.element_size()
+        sparse += min(-(-units // 8), 2 * kept_units)
+    return dense, sparse
+
+
+def summary(masks: Masks) -> str:
+    """One sentence, then one line per parameter."""
+    shares = masks.shares()
+    dense, sparse = file_bytes_estimate(masks)
+    lines = [
+        f"{100 * shares.target_weights:.1f} % zeros in {len(masks)} tensors ({100 * shares.all_parameters:.1f} % of all "
+        f"parameters; unit {masks.unit.spec}, {100 * shares.units:.1f} % removed); not faster by itself, a masked "
+        f"weight is a stored zero; file {_size(dense)} -> about {_size(sparse)} with sc.save"
+    ]
+    width = max(len(name) for name in masks)
+    for name in list(masks)[:_ROWS]:
+        total, kept = _weights(masks, name), masks.kept(name)
+        lines.append(f"  {name:{width}}  {100 * (1 - kept / total):5.1f} %  {kept:>10,} of {total:,} kept")
+    if len(masks) > _ROWS:
+        lines.append(f"  ... and {len(masks) - _ROWS} more")
+    return "\n".join(lines)
+
+
+def _weights(masks: Masks, name: str) -> int:
+    count = 1
+    for size in masks.layout[name].shape:
+        count *= size
+    return count
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"

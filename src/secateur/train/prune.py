@@ -1,0 +1,210 @@
+"""One shot: look before you cut, and cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from secateur.core import CriterionLike, batches_needed, decide, evidence_needed, parse_unit, resolve_criterion, unit_name
+from secateur.core import score as score_units
+from secateur.model.batches import LossFunction, StepFunction
+from secateur.model.evidence import Source, collect
+from secateur.model.masks import Masks, find_masks, register_masks
+from secateur.model.names import unwrap
+from secateur.model.sharding import share_from_first_rank
+from secateur.model.targets import Selector, find_targets
+from secateur.train.plan import Plan
+from secateur.types import KeyLayout, Reduce, Unit
+
+__all__ = ["choose_masks", "prune", "score"]
+
+
+def score(
+    model: nn.Module,
+    criterion: CriterionLike = "magnitude",
+    *,
+    unit: str | Unit = "weight",
+    targets: Selector | None = None,
+    exclude: Selector | None = None,
+    data: Any = None,
+    loss: LossFunction | None = None,
+    step: StepFunction | None = None,
+    batches: int | None = None,
+    init: Mapping[str, Tensor] | None = None,
+    mode: Literal["eval", "train"] = "eval",
+    reduce: Reduce | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The scores of all units; nothing is changed. Low scores would go first.
+
+    Args:
+        model: any module; wrappers are looked through.
+        criterion: a name (``secateur methods`` lists them), a function, or ``sc.combine(...)``.
+        unit: what is removed together.
+        targets: what to score; None: convolutions, linear layers, attention projections.
+        exclude: what of that to leave out.
+        data: an iterable of batches, or one; for criteria that read gradients.
+        loss: ``loss(output, labels)``.
+        step: ``step(model, batch) -> loss`` for batches of another shape.
+        batches: how many to read; None: as the criterion's table says (SNIP 1, Taylor 10).
+        init: state dict before training, for criteria that compare with it.
+        mode: train or eval mode of the passes over data.
+        reduce: how weight scores pool to unit scores; None: as the criterion says.
+        seed: of the noise that random criteria read.
+
+    Returns:
+        Parameter name -> scores, in the unit's grid (the parameter's shape for unit weight).
+
+    Raises:
+        ValueError: for unknown names, missing data, or scores that are not finite.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> score(net, "l1", unit="filter")["weight"].shape
+        torch.Size([2])
+    """
+    parsed, _ = parse_unit(unit)
+    entry = resolve_criterion(criterion)
+    layout = find_targets(model, targets, exclude, unit=unit_name(parsed))
+    source = Source(data, loss, step, batches or batches_needed(entry), init, seed, mode)
+    evidence = collect(model, evidence_needed(entry), layout, parsed, source)
+    return score_units(entry, evidence, layout, parsed, reduce)
+
+
+def prune(
+    model: nn.Module,
+    sparsity: float | None = None,
+    *,
+    criterion: CriterionLike = "magnitude",
+    unit: str | Unit = "weight",
+    allocation: Any = "global",
+    within: Any = "tensor",
+    targets: Selector | None = None,
+    exclude: Selector | None = None,
+    data: Any = None,
+    loss: LossFunction | None = None,
+    step: StepFunction | None = None,
+    batches: int | None = None,
+    init: Mapping[str, Tensor] | None = None,
+    mode: Literal["eval", "train"] = "eval",
+    reduce: Reduce | None = None,
+    min_density: float | None = 0.0,
+    seed: int = 0,
+    inplace: bool = True,
+    undo: bool = True,
+) -> Any:
+    """Prune once: score, allocate, select, and set the removed weights to zero.
+
+    Of N units at sparsity S exactly ``floor(S * N + 0.5)`` go; of equal scores the first in order goes first.
+    What earlier masks of this model removed stays removed and counts.
+
+    Args:
+        model: any module; wrappers are looked through.
+        sparsity: share of units to remove; left out for n:m patterns.
+        criterion, unit, targets, exclude, data, loss, step, batches, init, mode, reduce, seed: as in ``sc.score``.
+        allocation: how many units each parameter keeps.
+        within: ``"tensor"``, ``"row"``, or ``NM(keep=2, of=4)``.
+        min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay; None: no such floor.
+        inplace: change ``model``; False: a pruned copy is returned with its masks.
+        undo: keep the removed values so that ``masks.undo()`` can restore them.
+
+    Returns:
+        ``Masks``; with ``inplace=False`` the pair ``(pruned copy, Masks)``.
+
+    Raises:
+        ValueError: for bad choices, missing data, scores that are not finite; the model is then unchanged.
+
+    Example:
+        >>> net = nn.Linear(10, 10)
+        >>> masks = prune(net, sparsity=0.9)
+        >>> int((net.weight == 0).sum())
+        90
+    """
+    plan = Plan(
+        sparsity,
+        criterion=criterion,
+        unit=unit,
+        allocation=allocation,
+        within=within,
+        targets=targets,
+        exclude=exclude,
+        reduce=reduce,
+        min_density=min_density,
+        seed=seed,
+    )
+    entry = resolve_criterion(plan.criterion)
+    source = Source(data, loss, step, batches or batches_needed(entry), init, seed, mode)
+    layout = find_targets(model, plan.targets, plan.exclude, unit=unit_name(plan.parsed_unit))
+    before = find_masks(model)
+    if before is not None and before.unit != plan.parsed_unit:
+        raise ValueError(
+            f"this model already has masks of unit {before.unit.spec!r}; call undo() on them before pruning "
+            f"by unit {plan.parsed_unit.spec!r}, or prune by the same unit again"
+        )
+    unit_masks = choose_masks(model, plan, plan.final, source, layout, before)
+    if not inplace:
+        pruned = copy.deepcopy(model)
+        copied = _fresh(pruned, unit_masks, plan.parsed_unit, layout, undo)
+        register_masks(pruned, copied)
+        return pruned, copied
+    if before is None:
+        masks = _fresh(model, unit_masks, plan.parsed_unit, layout, undo)
+        register_masks(model, masks)
+        return masks
+    before.add(layout)
+    before.update(unit_masks)
+    if not undo:
+        before.commit()
+    return before
+
+
+def choose_masks(
+    model: nn.Module,
+    plan: Plan,
+    sparsity: float,
+    source: Source,
+    layout: Mapping[str, KeyLayout],
+    before: Masks | None = None,
+) -> dict[str, Tensor]:
+    """Evidence to unit masks, the same on every rank; the model is not changed.
+
+    Args:
+        model: as the user gave it.
+        plan: the choices.
+        sparsity: due now.
+        source: of the evidence.
+        layout: the targets.
+        before: masks so far; what they removed stays removed.
+
+    Returns:
+        Parameter name -> bool mask in the unit's grid.
+    """
+    root, unit = unwrap(model), plan.parsed_unit
+    entry = resolve_criterion(plan.criterion)
+    evidence = collect(root, evidence_needed(entry), layout, unit, source)
+    previous = None if before is None else {n: before.unit_masks[n] for n in layout if n in before.unit_masks}
+    masks = decide(
+        criterion=entry,
+        unit=unit,
+        allocation=plan.allocation,
+        within=plan.within,
+        sparsity=sparsity,
+        evidence=evidence,
+        layout=layout,
+        reduce=plan.reduce,
+        min_density=plan.min_density,
+        previous=previous,
+    )
+    return share_from_first_rank(masks, root, model)
+
+
+def _fresh(
+    model: nn.Module, unit_masks: dict[str, Tensor], unit: Unit, layout: Mapping[str, KeyLayout], undo: bool
+) -> Masks:
+    """All-kept masks, then the update, so that removed values are remembered in one place only."""
+    masks = Masks(model, {n: mask.new_ones(mask.shape) for n, mask in unit_masks.items()}, unit, layout, undo=undo)
+    masks.update(unit_masks)
+    return masks

@@ -1,0 +1,204 @@
+"""The pruner: the one object that remembers masks and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.core import batches_needed, evidence_needed, resolve_criterion, unit_name
+from secateur.model.batches import LossFunction, StepFunction
+from secateur.model.evidence import GRADIENT_KINDS, Source
+from secateur.model.masks import Masks, find_masks, register_masks
+from secateur.model.names import find_parameter, unwrap
+from secateur.model.sharding import full
+from secateur.model.streaming import STREAMED_KINDS, StreamingEvidence
+from secateur.model.targets import find_targets
+from secateur.records import SchedulePoint
+from secateur.train.plan import Plan
+from secateur.train.prune import choose_masks
+
+__all__ = ["Pruner"]
+
+
+@final
+class Pruner:
+    """Prunes while you train: masks change at the plan's steps and hold in between.
+
+    With ``attach(optimizer)`` the optimizer is the clock and the training loop is yours. Without it, call
+    ``step()`` yourself, once per round, say, and let ``masks.attach(optimizer)`` hold the masks in between.
+
+    Criteria that read gradients use ``data`` and ``loss`` where given; else averages of the gradients
+    that the attached optimizer sees between two updates.
+
+    Args:
+        model: any module. FSDP2: make the pruner after ``fully_shard``.
+        plan: the choices.
+        data: an iterable of batches, or one, for criteria that read gradients.
+        loss: ``loss(output, labels)``.
+        step: ``step(model, batch) -> loss`` for batches of another shape.
+        batches: how many to read at each update; None: as the criterion's table says.
+        init: weights before training; None: as they are now.
+        mode: train or eval mode of the passes over data.
+
+    Raises:
+        ValueError: for targets that match nothing, or a model that already has masks.
+
+    Example:
+        >>> net = nn.Linear(10, 2)
+        >>> pruner = Pruner(net, Plan(sparsity=0.5, schedule="linear", begin=0, end=5))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> pruner.attach(optimizer)
+        >>> for _ in range(5):
+        ...     net(torch.randn(4, 10)).sum().backward(); optimizer.step(); optimizer.zero_grad()
+        >>> [point.kept for point in pruner.history]
+        [20, 18, 16, 14, 12, 10]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        data: Any = None,
+        loss: LossFunction | None = None,
+        *,
+        step: StepFunction | None = None,
+        batches: int | None = None,
+        init: Mapping[str, Tensor] | None = None,
+        mode: Literal["eval", "train"] = "eval",
+    ) -> None:
+        if find_masks(model) is not None:
+            raise ValueError("this model already has masks; call their undo() first, or go on with their pruner")
+        self.plan = plan
+        self._model = model
+        self._layout = find_targets(model, plan.targets, plan.exclude, unit=unit_name(plan.parsed_unit))
+        entry = resolve_criterion(plan.criterion)
+        needed = evidence_needed(entry)
+        if "init" in needed and init is None:
+            root = unwrap(model)
+            init = {name: full(find_parameter(root, name)).detach().clone() for name in self._layout}
+        self._source = Source(data, loss, step, batches or batches_needed(entry), init, plan.seed, mode)
+        streamed = [k for k in needed if k in STREAMED_KINDS and (k not in GRADIENT_KINDS or data is None)]
+        self._stream = StreamingEvidence(streamed)
+        self._due = frozenset(plan.updates)
+        self._clock = 0
+        self._driven = False
+        self._history: list[SchedulePoint] = []
+        grid = {name: torch.ones(plan.parsed_unit.grid(key), dtype=torch.bool) for name, key in self._layout.items()}
+        self.masks = Masks(model, grid, plan.parsed_unit, self._layout)
+        register_masks(model, self.masks)
+
+    @property
+    def clock(self) -> int:
+        """Optimizer steps (or calls of ``step()``) so far."""
+        return self._clock
+
+    @property
+    def history(self) -> tuple[SchedulePoint, ...]:
+        """The mask updates as they happened."""
+        return tuple(self._history)
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Let this optimizer drive the clock and hold the masks.
+
+        An update due at step 0 happens now. A second optimizer of the same model gets
+        ``pruner.masks.attach(optimizer)``: it holds the masks but is no clock.
+
+        Args:
+            optimizer: any torch optimizer that owns masked parameters.
+
+        Raises:
+            ValueError: if the optimizer owns none of them, or another optimizer already drives the clock.
+        """
+        if self._driven:
+            raise ValueError("an optimizer already drives this pruner; give further ones to pruner.masks.attach(optimizer)")
+        self.masks.attach(optimizer, before=self._observe, after=self._tick)
+        self._driven = True
+        if self._clock == 0:
+            self._update_if_due()
+
+    def step(self) -> None:
+        """Advance the clock by one round and prune if the plan says so; for loops without ``attach``.
+
+        The first call is round ``begin``: an update due at 0 happens before the clock moves to 1.
+
+        Raises:
+            ValueError: if an optimizer drives the clock.
+        """
+        if self._driven:
+            raise ValueError("an attached optimizer drives this pruner; step() is for loops without attach(optimizer)")
+        if self._clock == 0:
+            self._update_if_due()
+        self._clock += 1
+        self._update_if_due()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Clock, masks, removed values, streamed evidence and history: tensors and plain values for a checkpoint."""
+        return {
+            "plan": self.plan.to_record(),
+            "clock": self._clock,
+            "masks": self.masks.state_dict(),
+            "stream": self._stream.state_dict(),
+            "init": None if self._source.init is None else dict(self._source.init),
+            "history": [point.to_record() for point in self._history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint; load model and optimizer first.
+
+        Raises:
+            ValueError: if the checkpoint is of another plan.
+        """
+        if state["plan"] != self.plan.to_record():
+            changed = [k for k, v in self.plan.to_record().items() if state["plan"].get(k) != v]
+            raise ValueError(f"this checkpoint is of another plan; it differs in {', '.join(changed)}")
+        self.masks.load_state_dict(state["masks"])
+        self._clock = int(state["clock"])
+        self._stream.load_state_dict(state["stream"])
+        self._source = replace(self._source, init=state["init"])
+        self._history = [SchedulePoint.from_record(point) for point in state["history"]]
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _observe(self) -> None:
+        """Before the optimizer's step: see the gradients, then mask them."""
+        if self._stream.kinds:
+            root = unwrap(self._model)
+            for name in self._layout:
+                parameter = find_parameter(root, name)
+                if parameter.grad is not None:
+                    self._stream.observe(name, parameter, parameter.grad)
+        self.masks.mask_gradients()
+
+    def _tick(self) -> None:
+        """After the optimizer's step."""
+        self._clock += 1
+        if not self._update_if_due():
+            self.masks.apply()
+
+    def _update_if_due(self) -> bool:
+        if self._clock not in self._due:
+            return False
+        sparsity = self.plan.sparsity_at(self._clock)
+        if sparsity > 0:
+            self.masks.update(self._choose(sparsity))
+            self._stream.restart()
+        shares = self.masks.shares()
+        self._history.append(SchedulePoint(self._clock, shares.units, sum(map(self.masks.kept, self.masks))))
+        return True
+
+    def _choose(self, sparsity: float) -> dict[str, Tensor]:
+        source = self._source
+        if self._stream.kinds:
+            source = replace(source, streamed=self._stream.evidence())
+        if self.plan.policy == "hard":
+            return choose_masks(self._model, self.plan, sparsity, source, self._layout, self.masks)
+        self.masks.restore_values()
+        try:
+            return choose_masks(self._model, self.plan, sparsity, source, self._layout)
+        finally:
+            self.masks.apply()
