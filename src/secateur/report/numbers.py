@@ -1,0 +1,135 @@
+"""Numbers as a reader wants them: three significant digits, SI prefixes, one spelling for what is not there."""
+
+from __future__ import annotations
+
+import math
+
+from secateur.records import Accuracy, Latency
+
+__all__ = [
+    "MISSING",
+    "accuracy",
+    "accuracy_change",
+    "data_size",
+    "latency",
+    "latency_change",
+    "percent",
+    "quantity",
+    "speedup",
+    "three",
+]
+
+MISSING = "–"
+
+
+def three(value: float | None) -> str:
+    """Three significant digits, never an exponent.
+
+    Example:
+        >>> [three(v) for v in (0.98123, 9.999, 41.26, 1234.5, 0.01239, 0, None, math.inf)]
+        ['0.981', '10.0', '41.3', '1,234', '0.0124', '0', '–', '∞']
+    """
+    if value is None or math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == 0:
+        return "0"
+    return f"{value:,.{_decimals(value)}f}"
+
+
+def _decimals(value: float) -> int:
+    # the exponent after rounding, so that 9.999 becomes 10.0 and not 10.00
+    exponent = int(f"{abs(value):.2e}".partition("e")[2])
+    return max(0, 2 - exponent)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share of 1 as a percentage, without the sign.
+
+    Example:
+        >>> percent(0.9), percent(0.00312, 2), percent(None)
+        ('90.0', '0.31', '–')
+    """
+    return MISSING if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}"
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """An SI prefix and three digits.
+
+    Example:
+        >>> quantity(41_700_000), quantity(999_999), quantity(61_706), quantity(12), quantity(0)
+        ('41.7 M', '1.00 M', '61.7 k', '12', '0')
+    """
+    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if float(f"{value:.3g}") >= scale:
+            return f"{three(value / scale)} {prefix}{unit}"
+    return f"{value:.0f} {unit}".rstrip()
+
+
+def data_size(count: int) -> str:
+    """Decimal bytes.
+
+    Example:
+        >>> data_size(1_204_332), data_size(61_706), data_size(812)
+        ('1.20 MB', '61.7 kB', '812 B')
+    """
+    return quantity(count, "B")
+
+
+def _bare(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("0.") else text
+
+
+def accuracy(row: Accuracy | None) -> str:
+    """``97.8 ± .6``: per cent, with the standard error; two decimals where the error is below a tenth.
+
+    Example:
+        >>> accuracy(Accuracy("test", 360, 0.97778, 0.00777, 0.1, 0.02))
+        '97.8 ± .8'
+        >>> accuracy(Accuracy("test", 10**6, 0.97778, 0.00015, 0.1, 0.02))
+        '97.78 ± .01'
+    """
+    if row is None:
+        return MISSING
+    digits = 1 if 100 * row.standard_error >= 0.095 else 2
+    return f"{percent(row.top1, digits)} ± {_bare(100 * row.standard_error, digits)}"
+
+
+def accuracy_change(dense: Accuracy | None, sparse: Accuracy | None) -> str:
+    """``97.8 ± .6 → 97.1 ± .7``, in per cent."""
+    return MISSING if dense is None and sparse is None else f"{accuracy(dense)} → {accuracy(sparse)}"
+
+
+def _like(value: float, median: float) -> str:
+    return f"{value:,.{_decimals(median)}f}"
+
+
+def latency(row: Latency) -> str:
+    """``0.412 [0.398 0.430]``: median and quartiles in ms, with the decimals of the median.
+
+    Example:
+        >>> latency(Latency(1, 1, 0.41234, 0.3981, 0.43, 30))
+        '0.412 [0.398 0.430]'
+    """
+    quartiles = f"{_like(row.low_ms, row.median_ms)} {_like(row.high_ms, row.median_ms)}"
+    return f"{three(row.median_ms)} [{quartiles}]"
+
+
+def latency_change(dense: Latency, sparse: Latency) -> str:
+    """``0.412 → 0.420 [0.415 0.431]``: dense median to sparse median with its quartiles, in ms."""
+    return f"{three(dense.median_ms)} → {latency(sparse)}"
+
+
+def speedup(value: float, itself: float) -> str:
+    """``1.84 ± .02``: how far dense is from itself in the same rounds stands behind the sign.
+
+    Example:
+        >>> speedup(1.8377, 0.981)
+        '1.84 ± .02'
+    """
+    if not (math.isfinite(value) and math.isfinite(itself)):
+        return three(value)
+    digits = 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{digits}f} ± {_bare(abs(itself - 1), digits)}"
