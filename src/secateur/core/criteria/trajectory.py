@@ -1,0 +1,203 @@
+"""Criteria that compare the weight with its initial value, or follow it through training.
+
+The mask criteria of Zhou et al. 2019, arXiv 1905.01067, with w_f the weight now and w_i the initial one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateur.core.canonical import wide
+
+__all__ = [
+    "large_final",
+    "large_init",
+    "large_init_large_final",
+    "magnitude_increase",
+    "movement",
+    "movement_sanh",
+    "small_final",
+    "small_init",
+    "small_init_small_final",
+]
+
+
+def large_final(weight: Tensor) -> Tensor:
+    """Keep what ends large, ``s = |w_f|``.
+
+    Args:
+        weight: parameter, any shape.
+
+    Returns:
+        Scores like ``weight``, at least float32.
+
+    Example:
+        >>> large_final(torch.tensor([3.0, -4.0])).tolist()
+        [3.0, 4.0]
+
+    Reference:
+        Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
+    """
+    return wide(weight).abs()
+
+
+def small_final(weight: Tensor) -> Tensor:
+    """Keep what ends small, ``s = -|w_f|``: a control.
+
+    Args:
+        weight: parameter, any shape.
+
+    Returns:
+        Scores like ``weight``, at least float32.
+
+    Example:
+        >>> small_final(torch.tensor([3.0, -4.0])).tolist()
+        [-3.0, -4.0]
+
+    Reference:
+        Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
+    """
+    return -wide(weight).abs()
+
+
+def large_init(init: Tensor) -> Tensor:
+    """Keep what starts large, ``s = |w_i|``.
+
+    Args:
+        init: initial parameter, any shape.
+
+    Returns:
+        Scores like ``init``, at least float32.
+
+    Example:
+        >>> large_init(torch.tensor([3.0, -4.0])).tolist()
+        [3.0, 4.0]
+
+    Reference:
+        Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
+    """
+    return wide(init).abs()
+
+
+def small_init(init: Tensor) -> Tensor:
+    """Keep what starts small, ``s = -|w_i|``: a control.
+
+    Args:
+        init: initial parameter, any shape.
+
+    Returns:
+        Scores like ``init``, at least float32.
+
+    Example:
+        >>> small_init(torch.tensor([3.0, -4.0])).tolist()
+        [-3.0, -4.0]
+
+    Reference:
+        Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
+    """
+    return -wide(init).abs()
+
+
+def large_init_large_final(weight: Tensor, init: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Keep what starts and ends large, ``s = min(alpha |w_f|, |w_i|)``.
+
+    The paper's code keeps the intersection of two top-p masks instead; ``alpha`` is from the paper's text
+    (from memory, not verified).
+
+    Args:
+        weight: parameter, any shape.
+        init: initial parameter, same shape.
+        alpha: balance of the two.
+
+    Returns:
+        Scores like ``weight``, at least float32.
+
+    Example:
+        >>> large_init_large_final(torch.tensor([3.0, -4.0]), torch.tensor([5.0, 1.0])).tolist()
+        [3.0, 1.0]
+
+    Reference:
+        Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
+    """
+    return torch.minimum(alpha * wide(weight).abs(), wide(init).abs())
+
+
+def small_init_small_final(weight: Tensor, init: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Keep what starts and ends small, ``s = -max(alpha |w_f|, |w_i|)``: a control.
+
+    Args:
+        weight: parameter, any shape.
+        init: initial parameter, same shape.
+        alpha: balance of the two (from memory, not verified).
+
+    Returns:
+        Scores like ``weight``, at least float32.
+
+    Example:
+        >>> small_init_small_final(torch.tensor([3.0, -4.0]), torch.tensor([5.0, 1.0])).tolist()
+        [-5.0, -4.0]
+
+    Reference:
+        Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
+    """
+    return -torch.maximum(alpha * wide(weight).abs(), wide(init).abs())
+
+
+def magnitude_increase(weight: Tensor, init: Tensor) -> Tensor:
+    """Keep what grew, ``s = |w_f| - |w_i|``.
+
+    Args:
+        weight: parameter, any shape.
+        init: initial parameter, same shape.
+
+    Returns:
+        Scores like ``weight``, at least float32.
+
+    Example:
+        >>> magnitude_increase(torch.tensor([3.0, -4.0]), torch.tensor([5.0, 1.0])).tolist()
+        [-2.0, 3.0]
+
+    Reference:
+        Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
+    """
+    return wide(weight).abs() - wide(init).abs()
+
+
+def movement(weight: Tensor, init: Tensor) -> Tensor:
+    """Keep what moved far, ``s = |w_f - w_i|``; the score of movement pruning is ``movement_sanh``.
+
+    Args:
+        weight: parameter, any shape.
+        init: initial parameter, same shape.
+
+    Returns:
+        Scores like ``weight``, at least float32.
+
+    Example:
+        >>> movement(torch.tensor([3.0, -4.0]), torch.tensor([5.0, 1.0])).tolist()
+        [2.0, 5.0]
+
+    Reference:
+        Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
+    """
+    return (wide(weight) - wide(init)).abs()
+
+
+def movement_sanh(movement: Tensor) -> Tensor:
+    """Movement pruning, ``s = -sum_t g_t w_t`` over the steps of training: keep what moves away from zero.
+
+    Args:
+        movement: the sum, collected during training, shape of the parameter.
+
+    Returns:
+        Signed scores like the parameter, at least float32.
+
+    Example:
+        >>> movement_sanh(torch.tensor([-0.29, -0.05])).argmin().item()
+        0
+
+    Reference:
+        Sanh, Wolf, Rush 2020, arXiv 2005.07683.
+    """
+    return wide(movement)

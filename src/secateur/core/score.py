@@ -1,0 +1,185 @@
+"""Evidence -> scores of units: run a criterion on each parameter, pool, check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+from secateur.core.combine import Combination, by_hand, merge, parse_combination
+from secateur.core.criteria import CRITERIA
+from secateur.core.names import needs, resolve, spec_of
+from secateur.core.select import check_scores
+from secateur.core.units import unit_name
+from secateur.types import CriterionEntry, Evidence, Layout, Reduce, Unit
+
+__all__ = ["CriterionLike", "batches_needed", "criterion_spec", "evidence_needed", "resolve_criterion", "score"]
+
+CriterionLike: TypeAlias = str | CriterionEntry | Combination | Callable[..., Tensor]
+"""Whatever names a criterion: a spec, a row, a combination, or a function of evidence."""
+
+
+def resolve_criterion(value: CriterionLike) -> CriterionEntry | Combination:
+    """The table row, or the combination, that a value stands for.
+
+    A bare function becomes a row of level "weight" with the mean as its reduction.
+
+    Args:
+        value: name, spec such as ``"large_init_large_final(alpha=0.5)"``, row, combination, or function.
+
+    Returns:
+        A row of the table of criteria with its hyper-parameters bound, or a combination.
+
+    Raises:
+        ValueError: for unknown names and hyper-parameters.
+
+    Example:
+        >>> resolve_criterion("snip").data
+        'batches'
+        >>> resolve_criterion(lambda weight: -weight).level
+        'weight'
+    """
+    if isinstance(value, Combination):
+        return value
+    if isinstance(value, str) and value.strip().startswith("combine("):
+        return parse_combination(value)
+    return resolve("criterion", CRITERIA, value, by_hand)
+
+
+def criterion_spec(value: CriterionLike) -> str:
+    """The string that ``resolve_criterion`` turns back into the same criterion.
+
+    Raises:
+        ValueError: for a function without an importable name.
+
+    Example:
+        >>> criterion_spec("combine(l1=1.0)")
+        "combine(l1=1.0, how='rank')"
+    """
+    if isinstance(value, Combination):
+        return value.spec
+    if isinstance(value, str) and value.strip().startswith("combine("):
+        return parse_combination(value).spec
+    return spec_of("criterion", CRITERIA, value)
+
+
+def evidence_needed(criterion: CriterionLike) -> tuple[str, ...]:
+    """Names of the evidence that a criterion reads, each once.
+
+    Example:
+        >>> evidence_needed("combine(l1=1.0, snip=2.0)")
+        ('weight', 'grad_abs')
+    """
+    resolved = resolve_criterion(criterion)
+    if isinstance(resolved, CriterionEntry):
+        return needs(resolved.function)
+    return tuple(dict.fromkeys(name for entry, _ in resolved.entries for name in needs(entry.function)))
+
+
+def batches_needed(criterion: CriterionLike) -> int:
+    """How many batches a criterion reads unless the user says otherwise; the most of a combination's parts.
+
+    Example:
+        >>> batches_needed("snip"), batches_needed("taylor")
+        (1, 10)
+    """
+    resolved = resolve_criterion(criterion)
+    if isinstance(resolved, CriterionEntry):
+        return resolved.batches
+    return max(entry.batches for entry, _ in resolved.entries)
+
+
+def score(
+    criterion: CriterionLike, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None = None
+) -> dict[str, Tensor]:
+    """Scores of units, low ones to go first.
+
+    ``s_u = reduce_{i in u} criterion(evidence)_i`` for a criterion of level "weight"; at level "unit" the criterion's
+    own score, whose evidence was collected per unit.
+
+    Args:
+        criterion: what ``resolve_criterion`` takes.
+        evidence: kind -> (parameter name -> tensor); parameters that the layout does not name are not read.
+        layout: the parameters to score.
+        unit: what is removed together.
+        reduce: how the scores of one unit's weights become its score; None: as the criterion's row says.
+
+    Returns:
+        Parameter name -> scores in the unit's grid shape; at least float32, float64 for a combination.
+
+    Raises:
+        ValueError: for missing evidence, a unit that the criterion is not defined for, wrong shapes, and scores that
+            are NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from secateur.core.units import Filter
+        >>> from secateur.types import KeyLayout
+        >>> weight = torch.tensor([[1.0, -3.0], [0.5, 0.5]])
+        >>> score("l1", {"weight": {"fc": weight}}, {"fc": KeyLayout((2, 2))}, Filter())["fc"].tolist()
+        [2.0, 0.5]
+    """
+    resolved = resolve_criterion(criterion)
+    if isinstance(resolved, CriterionEntry):
+        if reduce is not None and resolved.level == "unit":
+            raise ValueError(
+                f"reduce={reduce!r}: criterion {_name(resolved)!r} scores units itself, so there is nothing to reduce; "
+                "leave reduce out"
+            )
+        scores = _score_entry(resolved, evidence, layout, unit, reduce)
+    else:
+        parts = [(_score_entry(entry, evidence, layout, unit, reduce), weight) for entry, weight in resolved.entries]
+        for part, _ in parts:
+            check_scores(part)
+        scores = merge(parts, resolved.how)
+    check_scores(scores)
+    return scores
+
+
+def _score_entry(
+    entry: CriterionEntry, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None
+) -> dict[str, Tensor]:
+    _check_unit(entry, unit)
+    raw: dict[str, Tensor] = {}
+    for key, one in layout.items():
+        inputs = [_read(entry, evidence, name, key) for name in needs(entry.function)]
+        made = entry.function(*inputs)
+        shape = one.shape if entry.level == "weight" else unit.grid(one)
+        if tuple(made.shape) != shape:
+            raise ValueError(
+                f"criterion {_name(entry)!r} gave scores of shape {tuple(made.shape)} for {key!r}, but {shape} is "
+                f"needed: {'one per weight' if entry.level == 'weight' else f'one per {unit_name(unit)}'}"
+            )
+        raw[key] = made
+    if entry.level == "unit":
+        return raw
+    return unit.pool(raw, layout, entry.reduce if reduce is None else reduce)
+
+
+def _read(entry: CriterionEntry, evidence: Evidence, name: str, key: str) -> Tensor:
+    found = evidence.get(name)
+    if found is None:
+        raise ValueError(
+            f"criterion {_name(entry)!r} reads the evidence {name!r}, which was not given (there is: "
+            f"{', '.join(evidence) or 'none'}); it needs data: {entry.data}"
+        )
+    if key not in found:
+        raise ValueError(f"evidence {name!r} has nothing for the parameter {key!r}, which {_name(entry)!r} scores")
+    return found[key]
+
+
+def _check_unit(entry: CriterionEntry, unit: Unit) -> None:
+    if entry.level == "weight" or entry.units is None or unit_name(unit) in entry.units:
+        return
+    named = ", ".join(sorted(entry.units))
+    raise ValueError(
+        f"criterion {_name(entry)!r} gives one score per {named}, because its evidence "
+        f"({', '.join(needs(entry.function))}) is collected per {named}; it says nothing about a {unit_name(unit)}. "
+        f"Take unit={named!r}, or a criterion of level 'weight' such as 'taylor' or 'l1'"
+    )
+
+
+def _name(entry: CriterionEntry) -> str:
+    function = getattr(entry.function, "func", entry.function)
+    return getattr(function, "__name__", repr(function))
