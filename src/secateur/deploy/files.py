@@ -1,0 +1,180 @@
+"""A model and its masks as one small file, and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias, overload
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.units import parse_unit
+from secateur.deploy.filling import check_contents, check_masks, check_ties, swap_in, target_tensors
+from secateur.io import Bundle, Contents, read, write
+from secateur.model.mask_checks import check_shapes
+from secateur.model.masks import Masks, find_masks, register_masks
+from secateur.model.names import clean_name, unwrap
+from secateur.types import Layout, Tensors
+
+__all__ = ["load", "save"]
+
+
+class _HasRecord(Protocol):
+    def to_record(self) -> dict[str, Any]: ...
+
+
+Json: TypeAlias = "Mapping[str, Any] | _HasRecord"
+
+
+def save(
+    model: nn.Module | Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    masks: Masks | None = None,
+    plan: Json | None = None,
+    record: Json | None = None,
+) -> int:
+    """Save a model with its masks as one safetensors file; removed weights take no room.
+
+    A float32 weight at sparsity S takes about ``4 (1 - S) + min(1/8, 1 - S)`` bytes: 12.5 % of the dense
+    bytes at 90 %, 1.3 % at 99 %. Everything in ``state_dict()`` is stored exactly, buffers included, tied
+    tensors once. The file is replaced in one step: a killed writer leaves the old one.
+
+    Args:
+        model: a module, or a mapping name -> tensor such as a state dict.
+        path: file to make or replace; its folder must exist.
+        masks: which weights are removed; None: the masks registered for ``model``, if any.
+        plan: the choices that led here: a ``Plan`` or plain JSON.
+        record: anything else to remember: a record or plain JSON.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        ValueError: if removed weights have grown back, a state dict holds more than tensors, a tensor is
+            sharded or sparse, or the unit of the masks has no name to load it by.
+        FileNotFoundError: if the folder does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> net = nn.Linear(4, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save(net, f"{folder}/net.safetensors")
+        ...     again = load(f"{folder}/net.safetensors", into=nn.Linear(4, 2))
+        >>> torch.equal(again.weight, net.weight)
+        True
+    """
+    if isinstance(model, nn.Module):
+        root = unwrap(model)
+        masks = find_masks(root) if masks is None else masks
+        if masks is not None and masks.model is root:
+            masks.check()
+        tensors = _clean(root.state_dict())
+    else:
+        tensors = dict(model)
+    if masks is None:
+        return write(path, Bundle(tensors, plan=_json(plan), record=_json(record)))
+    spec = masks.unit.spec
+    parse_unit(spec)  # a unit that cannot be named again must fail here, not when the file is loaded
+    bundle = Bundle(tensors, masks.unit_masks, spec, masks.layout, _json(plan), _json(record))
+    return write(path, bundle, masks=masks)
+
+
+@overload
+def load(path: str | os.PathLike[str], into: None = None, *, max_bytes: int | None = None) -> Bundle: ...
+@overload
+def load(
+    path: str | os.PathLike[str], into: nn.Module | Callable[[], nn.Module], *, max_bytes: int | None = None
+) -> nn.Module: ...
+def load(
+    path: str | os.PathLike[str],
+    into: nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    max_bytes: int | None = None,
+) -> Bundle | nn.Module:
+    """Load a file made by ``save``; nothing in it is ever executed.
+
+    With ``into`` the values are copied into the module's own parameters and buffers, exactly, and its masks
+    are registered: train on with ``find_masks(model).attach(optimizer)``. On any error the module stays
+    as it was, bit for bit. Load hooks of the module are not called; wrappers are looked through.
+
+    Args:
+        path: the file.
+        into: a module, or a callable that makes one; None: return the contents.
+        max_bytes: most bytes that the dense tensors and masks may take; None: 1 GiB, or 1000 times the
+            file where that is more.
+
+    Returns:
+        The module, or a ``Bundle`` of tensors, unit masks, plan and record.
+
+    Raises:
+        ValueError: if the file is foreign, truncated, altered or oversized; or if names, shapes, dtypes,
+            ties or existing masks of the module do not fit. dtypes must be equal: a conversion would not be
+            what was saved.
+        FileNotFoundError: if there is no such file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save({"scale": torch.tensor([1.0, 2.0])}, f"{folder}/a.safetensors", record={"epoch": 3})
+        ...     bundle = load(f"{folder}/a.safetensors")
+        >>> bundle.tensors["scale"], bundle.record
+        (tensor([1., 2.]), {'epoch': 3})
+    """
+    if into is None:
+        return read(path, expand=_expand, max_bytes=max_bytes)
+    target = into if isinstance(into, nn.Module) else into()
+    if not isinstance(target, nn.Module):
+        raise ValueError(f"into= made a {type(target).__name__}; give a module, or a callable that makes one")
+    root = unwrap(target)
+    try:
+        slots = target_tensors(root)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+    def check(contents: Contents) -> None:
+        check_contents(contents, slots, type(root).__name__)
+
+    bundle = read(path, expand=_expand, check=check, max_bytes=max_bytes)
+    try:
+        _fill(root, slots, bundle)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    return target
+
+
+def _fill(root: nn.Module, slots: Mapping[str, Tensor], bundle: Bundle) -> None:
+    """Everything that can fail comes before the first change."""
+    present = find_masks(root)
+    check_masks(present, bundle)
+    pairs = check_ties(slots, bundle.tensors)
+    masks = None
+    if bundle.masks and present is None:
+        assert bundle.unit is not None, "read refuses masks without a unit"
+        missing = sorted(set(bundle.masks) - set(bundle.layout))
+        if missing:
+            raise ValueError(f"the masks of {missing} come without a layout; load without into= and use the tensors")
+        check_shapes(bundle.masks, parse_unit(bundle.unit)[0], bundle.layout)
+        masks = Masks.from_units(root, bundle.masks, parse_unit(bundle.unit)[0], bundle.layout)
+    with torch.no_grad():
+        swap_in(pairs)
+    if masks is not None:
+        register_masks(root, masks)
+
+
+def _expand(unit_masks: Tensors, layout: Layout, spec: str) -> Tensors:
+    unit, _ = parse_unit(spec)
+    check_shapes(unit_masks, unit, layout)
+    return unit.expand(unit_masks, layout)
+
+
+def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors = {clean_name(name): tensor for name, tensor in state.items()}
+    if len(tensors) != len(state):
+        raise ValueError("two entries of state_dict() have the same name once the names of wrappers are left out")
+    return tensors
+
+
+def _json(value: Json | None) -> Mapping[str, Any] | None:
+    return value if value is None or isinstance(value, Mapping) else value.to_record()
