@@ -1,0 +1,110 @@
+"""What the numbers of a record mean, in sentences: a gain where there is one, and why not where there is none."""
+
+from __future__ import annotations
+
+import math
+
+from secateur.records import Accuracy, Agreement, Record
+
+__all__ = ["sentences"]
+
+_SAME_KERNELS = "because a masked dense tensor runs the same dense kernels"
+
+
+def sentences(record: Record) -> tuple[str, ...]:
+    """Sentences on time, file, fit and paths, computed from the record's own figures.
+
+    A time is a gain only where the ratio of medians leaves the spread of dense against itself.
+
+    Args:
+        record: as measured; its ``notes`` are not read.
+
+    Returns:
+        Plain sentences without a final stop.
+    """
+    return (*_time(record), *_file(record), *_fit(record), *_paths(record))
+
+
+def _time(record: Record) -> list[str]:
+    found: list[str] = []
+    rows = zip(record.sparse.latency, record.measured_speedup, record.dense_spread, strict=True)
+    masked = record.sparse.macs == record.dense.macs and record.sparse.parameters == record.dense.parameters
+    for latency, ratio, (low, high) in rows:
+        at = f"at batch {latency.batch} on {latency.threads} thread{'s' if latency.threads > 1 else ''}"
+        beside = f"the latency ratio is {ratio:.2f} (dense against itself {low:.2f} to {high:.2f})"
+        if ratio > high:
+            found.append(f"{ratio:.2f} x faster {at}: {beside}")
+        elif ratio < low:
+            found.append(f"slower {at}, for speed stay dense: {beside}")
+        elif masked:
+            found.append(f"no gain here in time {at}, {_SAME_KERNELS}: {beside}")
+        else:
+            fewer = record.theoretical_speedup
+            found.append(f"no gain here in time {at}, although {fewer:.2f} x fewer multiply-adds are left: {beside}")
+    return found
+
+
+def _file(record: Record) -> list[str]:
+    plain, ours, gzipped = (
+        record.dense.sizes.plain_bytes,
+        record.sparse.sizes.file_bytes,
+        record.sparse.sizes.gzip_bytes,
+    )
+    factor = plain / max(ours, 1)
+    change = f"({bytes_text(plain)} as a plain checkpoint, {bytes_text(ours)} as saved here)"
+    if factor < 1.005:
+        found = [f"no gain here in bytes: the file is {1 / factor:.2f} x the plain checkpoint {change}"]
+    else:
+        found = [f"the file is {factor:.1f} x smaller {change}"]
+    if gzipped <= ours:
+        found.append(f"gzip of a plain checkpoint of the sparse model is no larger: {bytes_text(gzipped)}")
+    single = plain >= 3.5 * record.dense.parameters  # four bytes a weight: float32
+    if single and factor < 4:
+        rivals = "bfloat16 (about 2 x) or int8 (about 4 x)" if factor < 2 else "int8 (about 4 x)"
+        found.append(f"the dense model stored in {rivals} would be smaller than this file")
+    return found
+
+
+def _fit(record: Record) -> list[str]:
+    found: list[str] = []
+    for dense, sparse in zip(record.dense.accuracy, record.sparse.accuracy, strict=True):
+        drop = dense.top1 - sparse.top1
+        paired = record.agreement if record.agreement and record.agreement.samples == dense.samples else None
+        error = _error_of_difference(dense, sparse, paired)
+        size = f"{abs(100 * drop):.1f} points {'lower' if drop > 0 else 'higher'} on {dense.split}"
+        spread = f"(standard error of the difference {100 * error:.1f}, {dense.samples} samples)"
+        if abs(drop) <= 2 * error or drop == 0:
+            found.append(f"no measurable change of accuracy: {size} {spread}")
+        else:
+            found.append(f"accuracy is {size} {spread}")
+    return found
+
+
+def _error_of_difference(dense: Accuracy, sparse: Accuracy, paired: Agreement | None) -> float:
+    """Paired, from the samples on which just one of the two is right, where both saw the same; else independent."""
+    if paired is None or dense.split != "test":
+        return math.hypot(dense.standard_error, sparse.standard_error)
+    drop = dense.top1 - sparse.top1
+    one_right = 2 * paired.negative_flips - drop  # negative flips and positive flips
+    return math.sqrt(max(one_right - drop * drop, 0.0) / dense.samples)
+
+
+def _paths(record: Record) -> list[str]:
+    if record.effective_compression is None or record.sparse.effective_kept is None:
+        return []
+    lost = record.sparse.kept - record.sparse.effective_kept
+    if lost <= 0:
+        return []
+    share = 100 * lost / record.sparse.kept
+    return [
+        f"{share:.2g} % of the kept parameters lie on no path from input to output: compression is "
+        f"{record.compression:.2f} x direct, {record.effective_compression:.2f} x effective"
+    ]
+
+
+def bytes_text(count: int) -> str:
+    """``1234567`` -> ``1.2 MB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
