@@ -1,0 +1,62 @@
+"""Secateur makes neural networks sparse and turns the sparsity into something you can feel.
+
+    import secateur as sc
+
+    masks = sc.prune(model, sparsity=0.9)            # magnitude, global, one shot
+    sc.save(model, "model.safetensors")              # a really smaller file
+    record = sc.measure(dense=model0, sparse=model, data=test)
+
+The words are in ``docs/concepts.md``; ``secateur methods`` lists what there is.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from secateur.core.combine import combine
+from secateur.deploy.files import load, save
+from secateur.io import Bundle
+from secateur.measure import agreement, effective, evaluate, latency, measure
+from secateur.model.masked import masked
+from secateur.model.masks import Masks
+from secateur.model.registry import find_masks
+from secateur.records import Record, Report, Shares
+from secateur.report.figures import figure
+from secateur.report.html import to_html
+from secateur.report.table import print_table
+from secateur.train import Plan, Pruner, prune, score
+from secateur.types import NM, KeyLayout, Layout, Unit
+
+try:
+    __version__ = version("secateur")
+except PackageNotFoundError:  # a source tree on the path that was never installed
+    __version__ = "0.0.0+source"
+
+__all__ = [
+    "NM",
+    "Bundle",
+    "KeyLayout",
+    "Layout",
+    "Masks",
+    "Plan",
+    "Pruner",
+    "Record",
+    "Report",
+    "Shares",
+    "Unit",
+    "agreement",
+    "combine",
+    "effective",
+    "evaluate",
+    "figure",
+    "find_masks",
+    "latency",
+    "load",
+    "masked",
+    "measure",
+    "print_table",
+    "prune",
+    "save",
+    "score",
+    "to_html",
+]

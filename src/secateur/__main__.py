@@ -1,0 +1,7 @@
+"""``python -m secateur`` is the ``secateur`` command."""
+
+from __future__ import annotations
+
+from secateur.cli import main
+
+main()

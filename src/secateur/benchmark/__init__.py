@@ -1,0 +1,1 @@
+"""Standard networks, real data and one protocol, so that two methods differ in the method alone."""

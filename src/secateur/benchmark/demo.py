@@ -1,0 +1,189 @@
+"""The main job on real data: train, make sparse four ways, measure, save, load back, report."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+
+from secateur.benchmark.data import Images
+from secateur.benchmark.models import LeNet5, Residual
+from secateur.benchmark.protocol import (
+    Outcome,
+    Recipe,
+    Setting,
+    fit,
+    run_method,
+    steps_per_epoch,
+    training_epochs,
+)
+from secateur.deploy.files import load, save
+from secateur.measure import measure
+from secateur.records import Record, Report
+from secateur.report.html import to_html
+from secateur.report.table import print_table
+
+__all__ = ["DEMO_METHODS", "Network", "demo_networks", "run_demo"]
+
+DEMO_METHODS = ("one-shot magnitude", "gradual magnitude", "iterative magnitude", "SNIP before training")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the demo: how it is made and how long it is trained."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    recipe: Recipe
+
+
+def demo_networks(data: Images, epochs: int | None = None) -> tuple[Network, ...]:
+    """The two networks that the demo trains on a data set.
+
+    Args:
+        data: decides the input size.
+        epochs: of the dense networks; None: 20 on the digits, 3 on larger data.
+
+    Returns:
+        A LeNet-5-like network and a small residual one, widths 32-64-128.
+    """
+    epochs = epochs or (20 if data.size < 16 else 3)
+    rounds = 3
+    recipe = Recipe(epochs=epochs, tuning_epochs=max(rounds, epochs * 3 // 5 // rounds * rounds), rounds=rounds)
+    return (
+        Network("LeNet-5-like", lambda: LeNet5(data.size), recipe),
+        Network("residual 32-64-128", Residual, recipe),
+    )
+
+
+def run_demo(
+    data: Images,
+    folder: str | Path,
+    *,
+    sparsity: float = 0.9,
+    epochs: int | None = None,
+    rounds: int = 30,
+    console: Console | None = None,
+) -> Report:
+    """Train the demo's networks, make each sparse by every method of the demo, and report what came of it.
+
+    Writes ``report.html``, ``report.json`` and one sparse file per network and method into ``folder``; loads one
+    of them back into a fresh network and checks that its outputs are the saved network's, bit for bit.
+
+    Args:
+        data: images.
+        folder: where to; made if missing.
+        sparsity: share of target weights to remove.
+        epochs: of the dense networks; None: as ``demo_networks`` says.
+        rounds: of each latency measurement.
+        console: where to print; None: the standard output.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: if no file got smaller, or the file loaded back does not compute the same.
+    """
+    console = console or Console()
+    # These networks are too small for two threads to help, and two threads beside a busy neighbour crawl.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run(data, Path(folder), sparsity, epochs, rounds, console)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(data: Images, target: Path, sparsity: float, epochs: int | None, rounds: int, console: Console) -> Report:
+    target.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    records: list[Record] = []
+    masks: dict[str, dict[str, object]] = {}
+    saved: list[tuple[Path, Network, Outcome]] = []
+    console.print(
+        f"[bold]{data.name}[/bold]: {len(data.y_train):,} images to train on, {len(data.y_test):,} to test, "
+        f"{data.size}x{data.size} pixels; {100 * sparsity:g} % of the weights go"
+    )
+    for network in demo_networks(data, epochs):
+        torch.manual_seed(network.recipe.seed)
+        fresh = network.make()
+        dense = copy.deepcopy(fresh)
+        with _bar(console, f"{network.name}, dense", network.recipe.epochs, data, network.recipe) as tell:
+            recipe = network.recipe
+            fit(dense, data, recipe, epochs=recipe.epochs, lr=recipe.lr, progress=tell)
+        for method in DEMO_METHODS:
+            with _bar(console, f"{network.name}, {method}", training_epochs(method, recipe), data, recipe) as tell:
+                outcome = run_method(method, Setting(fresh, dense, data, recipe, sparsity, tell))
+            name = f"{network.name}, {method}"
+            path = target / (_slug(name) + ".safetensors")
+            save(outcome.model, path, plan=outcome.plan.to_record())
+            saved.append((path, network, outcome))
+            with console.status(f"measuring {name}"):
+                records.append(_measured(dense, outcome, data, rounds))
+            names.append(name)
+            masks[name] = {key: mask.numpy() for key, mask in outcome.masks.items()}
+    report = Report(f"secateur demo on {data.name}", tuple(names), tuple(records))
+    (target / "report.json").write_text(json.dumps(report.to_record()), encoding="utf-8")
+    page = to_html(report, target / "report.html", masks=masks)  # type: ignore[arg-type]
+    print_table(report, console=console)
+    _check_sizes(report)
+    _check_load(*saved[-1], data, console)
+    console.print(f"[bold]{page}[/bold] is the report; the sparse files stand beside it.")
+    return report
+
+
+def _measured(dense: nn.Module, outcome: Outcome, data: Images, rounds: int) -> Record:
+    return measure(
+        dense,
+        outcome.model,
+        (data.x_test, data.y_test),
+        train=(data.x_train, data.y_train),
+        batches=(1, 256),
+        rounds=rounds,
+        plan=outcome.plan,
+        training=outcome.cost,
+        schedule=outcome.history,
+    )
+
+
+@contextmanager
+def _bar(console: Console, title: str, epochs: int, data: Images, recipe: Recipe) -> Iterator[Callable[..., None]]:
+    """A progress bar of optimizer steps; one line per run where the output is no terminal."""
+    total = epochs * steps_per_epoch(data, recipe)
+    columns = (TextColumn("{task.description:46}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=max(total, 1))
+        yield lambda steps=1: progress.advance(task, steps)
+        progress.update(task, completed=max(total, 1))
+
+
+def _check_sizes(report: Report) -> None:
+    """The promise of the demo: at least the file is really smaller."""
+    for name, record in zip(report.names, report.records, strict=True):
+        if record.sparse.sizes.file_bytes >= record.dense.sizes.plain_bytes:
+            raise ValueError(
+                f"{name}: the sparse file has {record.sparse.sizes.file_bytes} bytes, not fewer than dense"
+            )
+
+
+def _check_load(path: Path, network: Network, outcome: Outcome, data: Images, console: Console) -> None:
+    again = network.make()
+    load(path, into=again)
+    again.eval()
+    with torch.no_grad():
+        same = torch.equal(again(data.x_test), outcome.model(data.x_test))
+    if not same:
+        raise ValueError(f"{path} was loaded back, but its outputs differ from the saved network's")
+    console.print(f"{path.name} ({path.stat().st_size:,} bytes) loaded back: outputs equal, bit for bit.")
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
