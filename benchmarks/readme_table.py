@@ -1,0 +1,116 @@
+"""Write the result tables of README.md from ``benchmarks/results/*.json``. Never typed by hand.
+
+    python benchmarks/readme_table.py            # rewrite README.md between its markers
+    python benchmarks/readme_table.py --check    # exit 1 if README.md is not what the results say
+
+One result file is one table:
+
+    {"title": "...", "columns": ["method", ...], "rows": [["magnitude", 91.2, ...], ...],
+     "environment": {"cpu": "...", ...}, "note": "..."}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main", "render_page", "render_table"]
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN = "<!-- results:begin -->"
+END = "<!-- results:end -->"
+NEEDED = ("title", "columns", "rows", "environment", "note")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result file, with the keys that a table needs."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    missing = [key for key in NEEDED if key not in result]
+    if missing:
+        raise ValueError(f"{path.name}: keys {missing} are missing; a result has {list(NEEDED)}")
+    wrong = [row for row in result["rows"] if len(row) != len(result["columns"])]
+    if wrong:
+        raise ValueError(f"{path.name}: row {wrong[0]} has not the {len(result['columns'])} cells of its columns")
+    return result
+
+
+def cell(value: Any) -> str:
+    """Numbers to four significant digits, thousands apart; what was not measured is a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value).replace("|", "\\|")
+
+
+def render_table(result: dict[str, Any], source: str) -> str:
+    """Markdown: title, table, note, where it was measured and which file says so.
+
+    Example:
+        >>> result = {
+        ...     "title": "T",
+        ...     "columns": ["method", "%"],
+        ...     "rows": [["l1", 91.25]],
+        ...     "environment": {},
+        ...     "note": "n.",
+        ... }
+        >>> print(render_table(result, "t.json"))
+        **T**
+        <BLANKLINE>
+        | method | % |
+        |---|--:|
+        | l1 | 91.25 |
+        <BLANKLINE>
+        n. (`t.json`)
+    """
+    columns, rows = result["columns"], result["rows"]
+    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "|".join("--:" if n else "---" for n in numeric) + "|"]
+    lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in rows]
+    taken = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
+    foot = " ".join(
+        part for part in (result["note"], f"Measured on: {taken}." if taken else "", f"(`{source}`)") if part
+    )
+    return "\n".join([f"**{result['title']}**", "", *lines, "", foot])
+
+
+def render_page(page: str, folder: Path) -> str:
+    """The page with everything between its markers replaced by the tables of ``folder``."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"the page needs one line {BEGIN} and one line {END} after it")
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    tables = [
+        render_table(read_result(path), f"{folder.parent.name}/{folder.name}/{path.name}")
+        for path in sorted(folder.glob("*.json"))
+    ]
+    body = "\n\n".join(tables) if tables else "No results yet: run the scripts of `benchmarks/`."
+    return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Rewrite README.md, or say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md is out of date")
+    parser.add_argument("--page", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args(arguments)
+    page = options.page.read_text(encoding="utf-8")
+    wanted = render_page(page, options.results)
+    if options.check:
+        if page != wanted:
+            print(f"{options.page.name} does not show benchmarks/results: run `make readme`", file=sys.stderr)
+        return int(page != wanted)
+    options.page.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The tables of README.md come from the JSON of the benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.readme_table import BEGIN, END, main, render_page
+
+RESULT = {
+    "title": "Digits",
+    "columns": ["method", "accuracy %", "bytes"],
+    "rows": [["l1", 97.253, 123456], ["a|b", None, 7]],
+    "environment": {"cpu": "some", "threads": 1},
+    "note": "Five seeds.",
+}
+PAGE = f"# Title\n\n{BEGIN}\nold\n{END}\n\nrest\n"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    (folder / "digits.json").write_text(json.dumps(RESULT))
+    return folder
+
+
+def test_the_table_replaces_what_was_there(results: Path) -> None:
+    page = render_page(PAGE, results)
+    expected = (
+        "**Digits**\n\n"
+        "| method | accuracy % | bytes |\n"
+        "|---|--:|--:|\n"
+        "| l1 | 97.25 | 123,456 |\n"
+        "| a\\|b | - | 7 |\n\n"
+        "Five seeds. Measured on: cpu some, threads 1. (`benchmarks/results/digits.json`)"
+    )
+    assert page == f"# Title\n\n{BEGIN}\n\n{expected}\n\n{END}\n\nrest\n"
+    assert render_page(page, results) == page
+
+
+def test_check_sees_a_typed_number(results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(PAGE)
+    arguments = ["--page", str(page), "--results", str(results)]
+    assert main([*arguments, "--check"]) == 1
+    assert main(arguments) == 0
+    assert main([*arguments, "--check"]) == 0
+    page.write_text(page.read_text().replace("97.25", "99.99"))
+    assert main([*arguments, "--check"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"rows": [["l1", 1.0]]}, "has not the 3 cells"), ({"note": ...}, r"keys \['note'\] are missing")],
+)
+def test_a_wrong_result_is_refused(results: Path, change: dict, message: str) -> None:
+    broken = {key: value for key, value in (RESULT | change).items() if value is not ...}
+    (results / "digits.json").write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match=message):
+        render_page(PAGE, results)
+
+
+def test_a_page_without_markers_is_refused(results: Path) -> None:
+    with pytest.raises(ValueError, match="needs one line"):
+        render_page("# Title\n", results)
