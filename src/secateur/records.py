@@ -241,6 +241,27 @@ class Record(_Jsonable):
     environment: Environment
     dense_spread: tuple[tuple[float, float], ...] = ()
 
+    def spread(self, index: int) -> tuple[float, float]:
+        """How far dense is from itself in latency row ``index``: a speedup inside this range is no gain."""
+        if self.dense_spread:
+            return self.dense_spread[index]
+        itself = self.dense_self_ratio[index]
+        return min(itself, 1 / itself), max(itself, 1 / itself)
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write this record as one self-contained page; see ``sc.to_html``.
+
+        Args:
+            path: of the page.
+
+        Returns:
+            The path written.
+        """
+        # The one upward import of this file: a record can show itself, and nothing is loaded before it does.
+        from secateur.report.html import to_html
+
+        return to_html(self, path)
+
 
 @dataclass(frozen=True)
 class Report(_Jsonable):

@@ -102,7 +102,8 @@ class NM:
     of: int
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.keep, int) and isinstance(self.of, int) and 1 <= self.keep < self.of <= 64):
+        whole = all(type(count) is int for count in (self.keep, self.of))
+        if not (whole and 1 <= self.keep < self.of <= 64):
             raise ValueError(
                 f"NM(keep={self.keep!r}, of={self.of!r}): keep counts the weights that stay in each group, "
                 "so 1 <= keep < of <= 64 is needed; hardware 2:4 is NM(keep=2, of=4)"
@@ -189,4 +190,3 @@ class ScheduleEntry:
     function: Schedule | Callable[..., float]
     summary: str
     reference: str
-

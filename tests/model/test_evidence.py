@@ -47,7 +47,9 @@ def by_hand(net: nn.Module, data: list[tuple[Tensor, Tensor]]) -> list[dict[str,
 def test_signed_absolute_and_squared_gradients_are_means_over_batches():
     net, data = network(), batches()
     gradients = by_hand(network(), data)
-    found = collect(net, ["grad", "grad_abs", "grad_sq"], find_targets(net), WEIGHT, Source(data, F.cross_entropy, batches=3))
+    found = collect(
+        net, ["grad", "grad_abs", "grad_sq"], find_targets(net), WEIGHT, Source(data, F.cross_entropy, batches=3)
+    )
     for name in ("0.weight", "5.weight"):
         stack = torch.stack([g[name] for g in gradients])
         torch.testing.assert_close(found["grad"][name], stack.mean(0))
@@ -191,7 +193,13 @@ def test_frozen_parameters_have_no_gradient_evidence():
     net = nn.Linear(2, 2)
     net.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="does not require gradients"):
-        collect(net, ["grad"], find_targets(net), WEIGHT, Source((torch.randn(3, 2), torch.tensor([0, 1, 0])), F.cross_entropy))
+        collect(
+            net,
+            ["grad"],
+            find_targets(net),
+            WEIGHT,
+            Source((torch.randn(3, 2), torch.tensor([0, 1, 0])), F.cross_entropy),
+        )
 
 
 def test_noise_depends_on_seed_and_name_alone():

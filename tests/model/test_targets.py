@@ -33,7 +33,8 @@ def test_default_targets_are_convolutions_linear_layers_and_attention_projection
     ]
     assert [k.kind for k in found.values()] == ["conv", "conv", "conv_transpose", "linear", "linear", "linear"]
     assert [k.role for k in found.values()] == ["first", "depthwise", "hidden", "hidden", "hidden", "output"]
-    assert found["up.weight"].groups == 2 and found["up.weight"].shape == (8, 2, 2, 2)
+    assert found["up.weight"].groups == 2
+    assert found["up.weight"].shape == (8, 2, 2, 2)
 
 
 @pytest.mark.parametrize("unit", ["filter", "layer"])

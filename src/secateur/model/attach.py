@@ -27,15 +27,24 @@ class Attachments:
         masked: Mapping[str, Tensor],
         before: Callable[..., None],
         after: Callable[..., None],
+        *,
+        replace: bool = False,
     ) -> None:
-        """Call ``before`` and ``after`` around every step; an optimizer that is attached already stays as it is.
+        """Call ``before`` and ``after`` around every step.
+
+        An optimizer that is attached already keeps its hooks, unless ``replace`` asks for the new ones.
 
         Raises:
             ValueError: if the optimizer holds none of the ``masked`` parameters.
         """
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the user's optimizer
-        if any(known() is optimizer for known, _ in self._optimizers):
-            return
+        for index, (known, handles) in enumerate(self._optimizers):
+            if known() is optimizer:
+                if not replace:
+                    return
+                del self._optimizers[index]
+                self._remove(handles)
+                break
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not any(id(parameter) in owned for parameter in masked.values()):
             raise ValueError(
@@ -49,9 +58,13 @@ class Attachments:
     def detach(self) -> None:
         """Remove the hooks from all optimizers."""
         for _, handles in self._optimizers:
-            for handle in handles:
-                handle.remove()
+            self._remove(handles)
         self._optimizers.clear()
+
+    @staticmethod
+    def _remove(handles: list[Any]) -> None:
+        for handle in handles:
+            handle.remove()
 
     def reset_state(self, parameter: Tensor, changed: Tensor) -> None:
         """Zero the optimizers' memory of weights that leave or return, or momentum would move them.

@@ -64,7 +64,9 @@ class Source:
     streamed: Evidence | None = None
 
 
-def collect(model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, source: Source) -> dict[str, dict[str, Tensor]]:
+def collect(
+    model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, source: Source
+) -> dict[str, dict[str, Tensor]]:
     """Collect evidence for the targets.
 
     Args:
@@ -85,8 +87,13 @@ def collect(model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, 
         >>> from secateur.model.targets import find_targets
         >>> net = nn.Linear(3, 2)
         >>> batch = (torch.ones(4, 3), torch.zeros(4, dtype=torch.long))
-        >>> found = collect(net, ["weight", "grad_abs"], find_targets(net), parse_unit("weight")[0],
-        ...                 Source(batch, nn.functional.cross_entropy))
+        >>> found = collect(
+        ...     net,
+        ...     ["weight", "grad_abs"],
+        ...     find_targets(net),
+        ...     parse_unit("weight")[0],
+        ...     Source(batch, nn.functional.cross_entropy),
+        ... )
         >>> found["grad_abs"]["weight"].shape
         torch.Size([2, 3])
     """
@@ -232,7 +239,11 @@ def _has_reentrant_checkpoint(value: Tensor) -> bool:
 
 
 def _add(sums: dict[str, dict[str, Tensor]], layout: Layout, gradients: Mapping[str, Tensor]) -> None:
-    turn: Mapping[str, Callable[[Tensor], Tensor]] = {"grad": lambda g: g, "grad_abs": Tensor.abs, "grad_sq": Tensor.square}
+    turn: Mapping[str, Callable[[Tensor], Tensor]] = {
+        "grad": lambda g: g,
+        "grad_abs": Tensor.abs,
+        "grad_sq": Tensor.square,
+    }
     for kind, function in turn.items():
         if kind in sums:
             for name in layout:

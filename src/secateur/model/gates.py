@@ -41,12 +41,21 @@ def gate_places(model: nn.Module, layout: Layout, run: Any) -> dict[str, tuple[n
     layers = {name: owners[name.rpartition(".")[0]] for name in layout}
     for name, module in layers.items():
         if not isinstance(module, nn.Linear) and layout[name].kind not in ("conv", "conv_transpose"):
-            raise ValueError(f"{name!r} belongs to a {type(module).__name__}; gates stand at linear and convolution layers")
+            raise ValueError(
+                f"{name!r} belongs to a {type(module).__name__}; gates stand at linear and convolution layers"
+            )
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     outputs: dict[nn.Module, list[Tensor]] = {module: [] for module in layers.values()}
     readers: dict[int, nn.Module] = {}
-    handles = [m.register_forward_hook(lambda m, _, out: outputs[m].append(out)) for m in outputs]
-    handles += [m.register_forward_pre_hook(lambda m, args: readers.__setitem__(id(args[0]), m)) for m in norms]
+
+    def remember(module: nn.Module, _: Any, output: Any) -> None:
+        outputs[module].append(output)
+
+    def reading(module: nn.Module, inputs: Any) -> None:
+        readers[id(inputs[0])] = module
+
+    handles = [m.register_forward_hook(remember) for m in outputs]
+    handles += [m.register_forward_pre_hook(reading) for m in norms]
     try:
         with torch.no_grad():
             run()

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from secateur import native
 from secateur.model.attach import Attachments
-from secateur.model.mask_checks import check_shapes, numel, untie
-from secateur.model.names import find_parameter, unwrap
+from secateur.model.mask_checks import check_shapes, masked_parameters, numel, untie
+from secateur.model.names import unwrap
 from secateur.model.packed import PackedMasks
 from secateur.model.registry import find_masks, forget_masks, register_masks
 from secateur.model.removed import RemovedValues
@@ -63,6 +63,7 @@ class Masks(Mapping[str, Tensor]):
         self._removed = RemovedValues() if undo else None
         self._optimizers = Attachments()
         self._packed = self._pack()
+        self._remember()
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -114,16 +115,14 @@ class Masks(Mapping[str, Tensor]):
 
     def apply(self) -> None:
         """Set every removed weight to zero, in one native call."""
-        root = self.model
-        self._packed.zero([find_parameter(root, name) for name in self._packed.bits])
+        self._packed.zero(list(self._parameters().values()))
 
     def mask_gradients(self) -> None:
         """Set the gradients of removed weights to zero; call it before clipping gradients yourself.
 
         ``attach`` does it before every optimizer step.
         """
-        root = self.model
-        self._packed.zero([find_parameter(root, name).grad for name in self._packed.bits])
+        self._packed.zero([parameter.grad for parameter in self._parameters().values()])
 
     def check(self) -> None:
         """Make sure that the removed weights are still zero.
@@ -131,9 +130,7 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             ValueError: if some have grown back, with the parameter and how many.
         """
-        root = self.model
-        for name in self._packed.bits:
-            parameter = find_parameter(root, name)
+        for name, parameter in self._parameters().items():
             values, part = local(parameter).detach(), part_of(parameter)
             mask = take(self[name], part)
             regrown = int(((values != 0) & ~mask.to(values.device)).sum())
@@ -152,16 +149,15 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             ValueError: for a name or a shape that does not belong to these masks.
         """
-        root = self.model
+        parameters = self._parameters()
         check_shapes(unit_masks, self.unit, self.layout)
         old = {name: self[name] for name in unit_masks}
         self.unit_masks = {**self.unit_masks, **{n: m.to(torch.bool).cpu().clone() for n, m in unit_masks.items()}}
         new = self.unit.expand({name: self.unit_masks[name] for name in unit_masks}, self.layout)
         for name, before in old.items():
-            parameter = find_parameter(root, name)
+            parameter, part = parameters[name], part_of(parameters[name])
             if self._removed is not None and name in self._removed:
                 self._removed.put_back(name, parameter, before)
-            part = part_of(parameter)
             after = new[name]
             if self._removed is not None:
                 self._removed.keep(name, parameter, take(after, part))
@@ -177,18 +173,19 @@ class Masks(Mapping[str, Tensor]):
         self.unit_masks.update({n: torch.ones(self.unit.grid(key), dtype=torch.bool) for n, key in new.items()})
         self._packed = self._pack()
 
-    def restore_values(self) -> None:
-        """Put the removed values back into the weights for the moment; ``apply`` or ``update`` removes them again."""
-        for name in self._packed.bits:
+    def restore_values(self, *, only_zeros: bool = False) -> None:
+        """Put the removed values back for the moment; ``apply`` or ``update`` removes them again.
+
+        Args:
+            only_zeros: leave alone what was written to removed weights since (by loading without a hook).
+        """
+        for name, parameter in self._parameters().items():
             if self._removed is not None and name in self._removed:
-                self._removed.put_back(name, find_parameter(self.model, name), self[name])
+                self._removed.put_back(name, parameter, self[name], only_zeros)
 
     def after_load(self) -> None:
         """Called after ``load_state_dict``: remember what was loaded under the masks, then mask it."""
-        root = self.model
-        for name in () if self._removed is None else self._packed.bits:
-            parameter = find_parameter(root, name)
-            self._removed.keep(name, parameter, take(self[name], part_of(parameter)))
+        self._remember()
         self.apply()
 
     # -- training -----------------------------------------------------------------------------
@@ -203,7 +200,8 @@ class Masks(Mapping[str, Tensor]):
         """Keep removed weights at zero through training with this optimizer.
 
         Before a step the gradients of removed weights are zeroed, after it the weights. Attach every
-        optimizer that owns masked parameters; attaching one twice does nothing.
+        optimizer that owns masked parameters; attaching one twice does nothing, unless ``before`` or
+        ``after`` is given: those replace what was attached.
 
         Args:
             optimizer: any torch optimizer; FSDP2: made after ``fully_shard``.
@@ -213,10 +211,9 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             ValueError: if the optimizer holds none of the masked parameters.
         """
-        root = self.model
-        masked = {name: find_parameter(root, name) for name in self._packed.bits}
-        before, after = before or self.mask_gradients, after or self.apply
-        self._optimizers.attach(optimizer, masked, lambda *_: before(), lambda *_: after())
+        replace = before is not None or after is not None
+        first, last = before or self.mask_gradients, after or self.apply
+        self._optimizers.attach(optimizer, self._parameters(), lambda *_: first(), lambda *_: last(), replace=replace)
 
     def detach(self) -> None:
         """Remove the hooks from all attached optimizers."""
@@ -278,6 +275,7 @@ class Masks(Mapping[str, Tensor]):
             for name, entry in state["units"].items()
         }
         check_shapes(masks, self.unit, self.layout)
+        self.restore_values(only_zeros=True)  # what the masks so far hide may be kept by the new ones
         self.unit_masks = masks
         self._packed = self._pack()
         self.apply()
@@ -287,5 +285,14 @@ class Masks(Mapping[str, Tensor]):
             self._removed = RemovedValues()
             self._removed.load_state_dict(state["removed"])
 
+    def _parameters(self) -> dict[str, Tensor]:
+        return masked_parameters(self.model, self.layout)
+
+    def _remember(self) -> None:
+        if self._removed is not None:
+            for name, parameter in self._parameters().items():
+                self._removed.keep(name, parameter, take(self[name], part_of(parameter)))
+
     def _pack(self) -> PackedMasks:
-        return PackedMasks(self.unit.expand(self.unit_masks, self.layout))
+        masks = self.unit.expand(self.unit_masks, self.layout)
+        return PackedMasks({name: masks[name] for name in self.layout})  # the order of _parameters()

@@ -26,7 +26,7 @@ class PackedMasks:
         self.bits = {name: native.pack_bits(mask) for name, mask in masks.items()}
         self._shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
         self._names = tuple(masks)
-        self._sets: dict[tuple[tuple[int, Part], ...], native.MaskSet] = {}
+        self._sets: dict[tuple[Part, ...], native.MaskSet] = {}
 
     def unpack(self, name: str) -> Tensor:
         """The bool mask of a parameter."""
@@ -39,20 +39,18 @@ class PackedMasks:
 
     def zero(self, tensors: Sequence[Tensor | None]) -> None:
         """Zero the removed elements of one tensor per name, in the order of the names; None is left out."""
-        present = tuple((i, part_of(tensor)) for i, tensor in enumerate(tensors) if tensor is not None)
-        if present:
-            self._table(present).apply([local(tensor) for tensor in tensors if tensor is not None])
+        parts = tuple(None if tensor is None else part_of(tensor) for tensor in tensors)
+        self._table(parts).apply([None if tensor is None else local(tensor) for tensor in tensors])
 
-    def _table(self, present: tuple[tuple[int, Part], ...]) -> native.MaskSet:
-        """The pointer table for these tensors and shards, made once per combination."""
-        table = self._sets.get(present)
+    def _table(self, parts: tuple[Part, ...]) -> native.MaskSet:
+        """The pointer table for these shards, one for all tensors that are whole."""
+        table = self._sets.get(parts)
         if table is None:
             bits: list[Tensor] = []
             shapes: list[tuple[int, ...]] = []
-            for index, part in present:
-                name = self._names[index]
+            for name, part in zip(self._names, parts, strict=True):
                 piece = None if part is None else take(self.unpack(name), part)
                 bits.append(self.bits[name] if piece is None else native.pack_bits(piece))
                 shapes.append(self._shapes[name] if piece is None else tuple(piece.shape))
-            table = self._sets[present] = native.MaskSet(bits, shapes)
+            table = self._sets[parts] = native.MaskSet(bits, shapes)
         return table

@@ -30,13 +30,14 @@ class RemovedValues:
         values = local(parameter).detach()
         self._values[name] = (part_of(parameter), values[~mask.to(values.device)].clone())
 
-    def put_back(self, name: str, parameter: Tensor, full_mask: Tensor) -> None:
+    def put_back(self, name: str, parameter: Tensor, full_mask: Tensor, only_zeros: bool = False) -> None:
         """Write the remembered values to the masked positions of ``parameter``.
 
         Args:
             name: the parameter's name.
             parameter: as it is now, perhaps sharded since.
             full_mask: the mask of the whole parameter under which the values were kept.
+            only_zeros: leave alone what is not zero now.
 
         Raises:
             ValueError: if the parameter was sharded in another way when the values were kept.
@@ -44,19 +45,18 @@ class RemovedValues:
         part, values = self._values[name]
         now = part_of(parameter)
         target = local(parameter).detach()
-        mask = take(full_mask, now)
-        if part == now:
-            target[~mask.to(target.device)] = values.to(target.device)
-        elif part is None and now is not None:
+        removed = ~take(full_mask, now)
+        if part is None and now is not None:
             whole = torch.zeros(full_mask.shape, dtype=values.dtype)
             whole[~full_mask] = values.cpu()
-            removed = ~mask.to(target.device)
-            target[removed] = take(whole, now).to(target.device)[removed]
-        else:
+            values = take(whole, now)[removed]
+        elif part != now:
             raise ValueError(
                 f"the removed values of {name!r} were kept under another sharding ({part} then, {now} now); "
                 "undo the masks before the model is resharded"
             )
+        removed, values = removed.to(target.device), values.to(target.device)
+        target[removed] = torch.where(target[removed] == 0, values, target[removed]) if only_zeros else values
 
     def forget(self) -> None:
         """Free the values."""

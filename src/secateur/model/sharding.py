@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Part", "full", "is_sharded", "local", "part_of", "share_from_first_rank", "take"]
+__all__ = ["Part", "full", "is_sharded", "local", "part_of", "reshard", "share_from_first_rank", "take"]
 
 Part: TypeAlias = "tuple[tuple[int, int], ...] | None"
 """Where a local shard lies in the full tensor, (start, stop) per axis; None: the tensor is whole."""
@@ -47,6 +47,20 @@ def part_of(tensor: Tensor) -> Part:
     return tuple((int(start), int(start + size)) for start, size in zip(offset, shape, strict=True))
 
 
+def reshard(root: nn.Module) -> None:
+    """Put FSDP2's shards back into their modules.
+
+    A forward pass without backward (an evaluation) leaves the gathered copies there, and what is
+    written to those is lost.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in root.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 def share_from_first_rank(tensors: dict[str, Tensor], model: nn.Module, wrapped: nn.Module) -> dict[str, Tensor]:
     """The same masks on every rank: rank 0's, where the model is data-parallel or sharded.
 
@@ -58,6 +72,7 @@ def share_from_first_rank(tensors: dict[str, Tensor], model: nn.Module, wrapped:
     Returns:
         The tensors of rank 0; the input itself in a single process.
     """
+    reshard(model)
     parallel = isinstance(wrapped, nn.parallel.DistributedDataParallel) or any(map(is_sharded, model.parameters()))
     if not (parallel and torch.distributed.is_available() and torch.distributed.is_initialized()):
         return tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secateur.model.names import unwrap
+from secateur.model.names import parameters_by_name, unwrap
 from secateur.records import Shares
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ def file_bytes_estimate(masks: Masks) -> tuple[int, int]:
     root = unwrap(masks.model)
     dense = sum(t.numel() * t.element_size() for t in [*root.parameters(), *root.buffers()])
     sparse = dense
+    parameters = parameters_by_name(root)
     for name in masks:
-        parameter = dict(root.named_parameters())[name]
+        parameter = parameters[name]
         total, kept = _weights(masks, name), masks.kept(name)
         units = masks.unit_masks[name].numel()
         kept_units = int(masks.unit_masks[name].sum())
@@ -48,7 +49,8 @@ def summary(masks: Masks) -> str:
     shares = masks.shares()
     dense, sparse = file_bytes_estimate(masks)
     lines = [
-        f"{100 * shares.target_weights:.1f} % zeros in {len(masks)} tensors ({100 * shares.all_parameters:.1f} % of all "
+        f"{100 * shares.target_weights:.1f} % zeros in {len(masks)} tensors "
+        f"({100 * shares.all_parameters:.1f} % of all "
         f"parameters; unit {masks.unit.spec}, {100 * shares.units:.1f} % removed); not faster by itself, a masked "
         f"weight is a stored zero; file {_size(dense)} -> about {_size(sparse)} with sc.save"
     ]

@@ -153,9 +153,7 @@ def _match(root: nn.Module, item: Any, known: Layout) -> set[str]:
         paths = [path for path, module in owners.items() if module is inner]
         return {first[n] for n in first if first[n] in known and any(_inside(n, p) or p == "" for p in paths)}
     if isinstance(item, type):
-        return {
-            first[n] for n in first if first[n] in known and isinstance(owners.get(n.rpartition(".")[0]), item)
-        }
+        return {first[n] for n in first if first[n] in known and isinstance(owners.get(n.rpartition(".")[0]), item)}
     raise ValueError(f"{item!r} selects no parameters: give a name, a glob, a module type or a module of the model")
 
 

@@ -137,20 +137,18 @@ def _file_sentence(record: Record) -> str:
 
 def _time_sentence(report: Report) -> str:
     runs = [
-        (ratio, max(itself, 1 / itself), row.batch, name)
+        (record.measured_speedup[index], record.spread(index), row.batch, name)
         for name, record in zip(report.names, report.records, strict=True)
-        for row, ratio, itself in zip(
-            record.sparse.latency, record.measured_speedup, record.dense_self_ratio, strict=True
-        )
+        for index, row in enumerate(record.sparse.latency)
     ]
     if not runs:
         return "No latency was measured."
-    gains = [run for run in runs if run[0] > run[1]]
+    gains = [run for run in runs if run[0] > run[1][1]]
     if not gains:
         if len(report.records) > 1:
             return (
                 "None is faster than its dense model beyond the spread of dense against itself: for speed, stay dense."
             )
         return "It is not faster than its dense model beyond the spread of dense against itself: for speed, stay dense."
-    ratio, itself, batch, name = max(gains)
-    return f"Fastest: {name}, measured {ratio:.2f} × at batch {batch} (dense against itself: {itself:.2f} ×)."
+    ratio, (low, high), batch, name = max(gains)
+    return f"Fastest: {name}, measured {ratio:.2f} × at batch {batch} (dense against itself: {low:.2f} to {high:.2f})."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -60,8 +60,8 @@ class Plan:
 
     Example:
         >>> plan = Plan(sparsity=0.95, allocation="erk", schedule="cubic", begin=1000, end=8000, every=100)
-        >>> plan.updates[-1], round(plan.sparsity_at(4500), 4)
-        (8000, 0.8313)
+        >>> plan.updates[-1], round(plan.sparsity_at(4500), 3)
+        (8000, 0.831)
         >>> Plan.from_record(plan.to_record()) == plan
         True
     """
@@ -105,7 +105,8 @@ class Plan:
         unit, window = parse_unit(self.unit)
         within = self.within
         if isinstance(within, str) and within not in ("tensor", "row"):
-            _, within = parse_unit(within)
+            if " of " in within or ":" in within:
+                _, within = parse_unit(within)
             if not isinstance(within, NM):
                 raise ValueError(f"within={self.within!r}; known are 'tensor', 'row' and patterns such as '2 of 4'")
         if isinstance(window, NM):
@@ -113,14 +114,20 @@ class Plan:
             object.__setattr__(self, "unit", unit.spec)
         object.__setattr__(self, "within", within)
         if within != "tensor" and unit.spec != "weight":
-            raise ValueError(f"within={str(within)!r} selects weights inside rows; unit={unit.spec!r} has none. Use unit='weight'")
+            raise ValueError(
+                f"within={str(within)!r} selects weights inside rows; unit={unit.spec!r} has none. Use unit='weight'"
+            )
         if isinstance(within, NM):
             if self.sparsity is None:
                 object.__setattr__(self, "sparsity", within.sparsity)
             elif abs(self.sparsity - within.sparsity) > 1e-9:
-                raise ValueError(f"{within} removes {within.sparsity} of the weights, but sparsity={self.sparsity}; leave sparsity out")
+                raise ValueError(
+                    f"{within} removes {within.sparsity} of the weights, but sparsity={self.sparsity}; leave it out"
+                )
         elif self.sparsity is None:
-            raise ValueError("sparsity is needed: the share of units to remove, e.g. sparsity=0.9 (only n:m patterns fix it)")
+            raise ValueError(
+                "sparsity is needed: the share of units to remove, e.g. sparsity=0.9 (only n:m patterns fix it)"
+            )
 
     def _check_window(self) -> None:
         for name in ("begin", "every") + (() if self.end is None else ("end",)):
@@ -137,7 +144,9 @@ class Plan:
         if self.schedule != "one_shot" and self.last == self.begin and not self.is_pattern:
             raise ValueError(f"schedule={_shown(self.schedule)} needs end > begin (begin={self.begin}, end={self.end})")
         if self.is_pattern and self.schedule != "one_shot":
-            raise ValueError(f"within={self.within} is reached at once; a gradual schedule does not apply. Leave schedule out")
+            raise ValueError(
+                f"within={self.within} is reached at once; a gradual schedule does not apply. Leave schedule out"
+            )
 
     # -- what follows from the choices ----------------------------------------------------------
 
@@ -158,6 +167,11 @@ class Plan:
         return isinstance(self.within, NM)
 
     @property
+    def window(self) -> Within:
+        """The selection window: ``"tensor"``, ``"row"`` or an n:m pattern."""
+        return cast("Within", self.within)  # strings were settled when the plan was made
+
+    @property
     def parsed_unit(self) -> Unit:
         """The unit as an object."""
         return parse_unit(self.unit)[0]
@@ -168,7 +182,7 @@ class Plan:
         return update_steps(self.begin, self.last, self.every)
 
     def sparsity_at(self, step: int) -> float:
-        """The sparsity that is due after ``step`` optimizer steps: 0 before ``begin``, the final one from ``end`` on."""
+        """The sparsity due after ``step`` optimizer steps: 0 before ``begin``, the final one from ``end`` on."""
         if step < self.begin:
             return 0.0
         if step >= self.last:

@@ -6,9 +6,18 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from secateur.core import CriterionLike, batches_needed, decide, evidence_needed, parse_unit, resolve_criterion, unit_name
+from secateur.core import (
+    CriterionLike,
+    batches_needed,
+    decide,
+    evidence_needed,
+    parse_unit,
+    resolve_criterion,
+    unit_name,
+)
 from secateur.core import score as score_units
 from secateur.model.batches import LossFunction, StepFunction
 from secateur.model.evidence import Source, collect
@@ -62,9 +71,9 @@ def score(
         ValueError: for unknown names, missing data, or scores that are not finite.
 
     Example:
-        >>> net = nn.Linear(3, 2)
-        >>> score(net, "l1", unit="filter")["weight"].shape
-        torch.Size([2])
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> {name: tuple(scores.shape) for name, scores in score(net, "l1", unit="filter").items()}
+        {'0.weight': (4,)}
     """
     parsed, _ = parse_unit(unit)
     entry = resolve_criterion(criterion)
@@ -104,10 +113,21 @@ def prune(
     Args:
         model: any module; wrappers are looked through.
         sparsity: share of units to remove; left out for n:m patterns.
-        criterion, unit, targets, exclude, data, loss, step, batches, init, mode, reduce, seed: as in ``sc.score``.
+        criterion: what scores the units.
+        unit: what is removed together.
         allocation: how many units each parameter keeps.
         within: ``"tensor"``, ``"row"``, or ``NM(keep=2, of=4)``.
+        targets: what to prune.
+        exclude: what of that stays dense.
+        data: an iterable of batches, or one; for criteria that read gradients.
+        loss: ``loss(output, labels)``.
+        step: ``step(model, batch) -> loss`` for batches of another shape.
+        batches: how many to read; None: as the criterion's table says.
+        init: state dict before training, for criteria that compare with it.
+        mode: train or eval mode of the passes over data.
+        reduce: how weight scores pool to unit scores; None: as the criterion says.
         min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay; None: no such floor.
+        seed: of the noise that random criteria read.
         inplace: change ``model``; False: a pruned copy is returned with its masks.
         undo: keep the removed values so that ``masks.undo()`` can restore them.
 
@@ -135,23 +155,27 @@ def prune(
         min_density=min_density,
         seed=seed,
     )
-    entry = resolve_criterion(plan.criterion)
-    source = Source(data, loss, step, batches or batches_needed(entry), init, seed, mode)
-    layout = find_targets(model, plan.targets, plan.exclude, unit=unit_name(plan.parsed_unit))
+    source = Source(data, loss, step, batches or batches_needed(plan.criterion), init, seed, mode)
+    return _prune_once(model, plan, source, inplace=inplace, undo=undo)
+
+
+def _prune_once(model: nn.Module, plan: Plan, source: Source, *, inplace: bool, undo: bool) -> Any:
+    unit = plan.parsed_unit
+    layout = find_targets(model, plan.targets, plan.exclude, unit=unit_name(unit))
     before = find_masks(model)
-    if before is not None and before.unit != plan.parsed_unit:
+    if before is not None and before.unit != unit:
         raise ValueError(
             f"this model already has masks of unit {before.unit.spec!r}; call undo() on them before pruning "
-            f"by unit {plan.parsed_unit.spec!r}, or prune by the same unit again"
+            f"by unit {unit.spec!r}, or prune by the same unit again"
         )
     unit_masks = choose_masks(model, plan, plan.final, source, layout, before)
     if not inplace:
         pruned = copy.deepcopy(model)
-        copied = _fresh(pruned, unit_masks, plan.parsed_unit, layout, undo)
+        copied = _fresh(pruned, unit_masks, unit, layout, undo)
         register_masks(pruned, copied)
         return pruned, copied
     if before is None:
-        masks = _fresh(model, unit_masks, plan.parsed_unit, layout, undo)
+        masks = _fresh(model, unit_masks, unit, layout, undo)
         register_masks(model, masks)
         return masks
     before.add(layout)
@@ -183,14 +207,13 @@ def choose_masks(
         Parameter name -> bool mask in the unit's grid.
     """
     root, unit = unwrap(model), plan.parsed_unit
-    entry = resolve_criterion(plan.criterion)
-    evidence = collect(root, evidence_needed(entry), layout, unit, source)
-    previous = None if before is None else {n: before.unit_masks[n] for n in layout if n in before.unit_masks}
+    evidence = collect(root, evidence_needed(plan.criterion), layout, unit, source)
+    previous = None if before is None else _so_far(before, unit, layout)
     masks = decide(
-        criterion=entry,
+        criterion=plan.criterion,
         unit=unit,
         allocation=plan.allocation,
-        within=plan.within,
+        within=plan.window,
         sparsity=sparsity,
         evidence=evidence,
         layout=layout,
@@ -199,6 +222,13 @@ def choose_masks(
         previous=previous,
     )
     return share_from_first_rank(masks, root, model)
+
+
+def _so_far(before: Masks, unit: Unit, layout: Mapping[str, KeyLayout]) -> dict[str, Tensor]:
+    """The masks of these targets before this decision; targets without masks are all kept."""
+    return {
+        name: before.unit_masks.get(name, torch.ones(unit.grid(key), dtype=torch.bool)) for name, key in layout.items()
+    }
 
 
 def _fresh(

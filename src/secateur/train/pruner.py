@@ -54,7 +54,9 @@ class Pruner:
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> pruner.attach(optimizer)
         >>> for _ in range(5):
-        ...     net(torch.randn(4, 10)).sum().backward(); optimizer.step(); optimizer.zero_grad()
+        ...     net(torch.randn(4, 10)).sum().backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
         >>> [point.kept for point in pruner.history]
         [20, 18, 16, 14, 12, 10]
     """
@@ -115,7 +117,9 @@ class Pruner:
             ValueError: if the optimizer owns none of them, or another optimizer already drives the clock.
         """
         if self._driven:
-            raise ValueError("an optimizer already drives this pruner; give further ones to pruner.masks.attach(optimizer)")
+            raise ValueError(
+                "an optimizer already drives this pruner; give further ones to pruner.masks.attach(optimizer)"
+            )
         self.masks.attach(optimizer, before=self._observe, after=self._tick)
         self._driven = True
         if self._clock == 0:

@@ -1,0 +1,246 @@
+"""The pruner in training loops: when it prunes, what it reads, and that it resumes bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.train import Plan, Pruner
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(step)
+    return torch.randn(8, 12, generator=g), torch.randint(0, 3, (8,), generator=g)
+
+
+def steps(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    for step in range(first, last):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+
+def zeros(net: nn.Module) -> int:
+    return sum(int((p == 0).sum()) for p in net.parameters() if p.dim() > 1)
+
+
+def test_masks_change_at_the_plan_s_steps_and_hold_in_between():
+    net = mlp()
+    pruner = Pruner(net, Plan(0.8, schedule="cubic", begin=3, end=12, every=4))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01, weight_decay=0.1)
+    pruner.attach(optimizer)
+    seen = []
+    for step in range(15):
+        steps(net, optimizer, step, step + 1)
+        seen.append(zeros(net))
+    total = 12 * 16 + 16 * 3
+
+    def due(step: int) -> int:
+        progress = min(1.0, (step - 3) / 9)
+        return int((0.8 - 0.8 * (1 - progress) ** 3) * total + 0.5)
+
+    expected = [0, 0, 0, 0, 0, 0, *[due(7)] * 4, due(11), *[due(12)] * 4]
+    assert seen == expected
+    assert [(p.step, p.kept) for p in pruner.history] == [(s, total - due(s)) for s in (3, 7, 11, 12)]
+
+
+def test_one_shot_at_zero_prunes_when_the_optimizer_is_attached():
+    net = mlp()
+    pruner = Pruner(net, Plan(0.5, criterion="snip"), data=batch(0), loss=F.cross_entropy)
+    assert zeros(net) == 0
+    pruner.attach(torch.optim.SGD(net.parameters(), 0.1))
+    assert zeros(net) == 120
+    assert pruner.clock == 0
+
+
+def test_step_drives_rounds_without_an_optimizer():
+    net = mlp()
+    pruner = Pruner(net, Plan(0.9, schedule="geometric", begin=0, end=5))
+    shares = []
+    for _ in range(5):
+        pruner.step()
+        shares.append(round(pruner.masks.shares().units, 2))
+    assert shares == [0.37, 0.60, 0.75, 0.84, 0.90]  # catalogue 6.2 [N, B3]
+    pruner.step()
+    assert round(pruner.masks.shares().units, 2) == 0.90
+
+
+def test_gradients_are_read_from_training_where_no_data_is_given():
+    """The streamed |g| is the mean over the steps since the last update, of gradients before masking."""
+    net = mlp()
+    plan = Plan(0.5, criterion="snip", schedule="linear", begin=0, end=6, every=3)
+    pruner = Pruner(net, plan)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    pruner.attach(optimizer)
+    sums: dict[str, Tensor] = {}
+    for step in range(3):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        for name, p in net.named_parameters():
+            if p.dim() > 1:
+                sums[name] = sums.get(name, torch.zeros_like(p)) + p.grad.abs() / 3
+        if step < 2:
+            optimizer.step()
+    oracle = copy.deepcopy(net)
+    optimizer.step()
+    with torch.no_grad():
+        for p in oracle.parameters():
+            p -= 0.1 * net.get_parameter(next(n for n, q in oracle.named_parameters() if q is p)).grad
+    scores = {n: p.detach().abs() * sums[n] for n, p in oracle.named_parameters() if p.dim() > 1}
+    flat = torch.cat([s.flatten() for s in scores.values()])
+    removed = flat.argsort(stable=True)[: int(0.25 * flat.numel() + 0.5)]
+    actual = (~torch.cat([pruner.masks[n].flatten() for n in scores])).nonzero().flatten()
+    assert sorted(removed.tolist()) == sorted(actual.tolist())
+
+
+def test_streaming_before_any_gradient_is_refused_with_advice():
+    net = mlp()
+    pruner = Pruner(net, Plan(0.5, criterion="snip"))
+    with pytest.raises(ValueError, match="begin pruning after the first"):
+        pruner.attach(torch.optim.SGD(net.parameters(), 0.1))
+
+
+def test_movement_and_its_namesake_work_from_initial_weights_and_from_training():
+    for criterion in ("movement", "movement_sanh", "magnitude_increase", "large_init"):
+        net = mlp()
+        first = {n: p.detach().clone() for n, p in net.named_parameters()}
+        pruner = Pruner(net, Plan(0.5, criterion=criterion, begin=4))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        pruner.attach(optimizer)
+        moved: dict[str, Tensor] = {n: torch.zeros_like(p) for n, p in first.items()}
+        for step in range(4):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            for n, p in net.named_parameters():
+                moved[n] -= p.grad * p.detach()
+            optimizer.step()
+        final = mlp()
+        plain = torch.optim.SGD(final.parameters(), 0.1)
+        steps(final, plain, 0, 4)
+        scores = {
+            "movement": lambda n, w, first=first: (w - first[n]).abs(),
+            "movement_sanh": lambda n, w, moved=moved: moved[n],
+            "magnitude_increase": lambda n, w, first=first: w.abs() - first[n].abs(),
+            "large_init": lambda n, w, first=first: first[n].abs(),
+        }[criterion]
+        flat = torch.cat([scores(n, p.detach()).flatten() for n, p in final.named_parameters() if p.dim() > 1])
+        removed = flat.argsort(stable=True)[:120]
+        actual = (~torch.cat([pruner.masks[n].flatten() for n in pruner.masks])).nonzero().flatten()
+        assert sorted(removed.tolist()) == sorted(actual.tolist()), criterion
+
+
+def test_soft_masks_let_values_come_back_and_hard_masks_do_not():
+    def run(policy: str) -> tuple[Pruner, set[int], list[Tensor]]:
+        net = mlp()
+        plan = Plan(0.5, initial=0.5, criterion="random", schedule="linear", begin=0, end=8, every=4, policy=policy)  # type: ignore[arg-type]
+        pruner = Pruner(net, plan)
+        masks: list[Tensor] = []
+        values: list[Tensor] = []
+        for seed in range(3):
+            object.__setattr__(pruner._source, "seed", seed)
+            pruner._clock = 4 * seed
+            pruner._update_if_due()
+            masks.append(torch.cat([pruner.masks[n].flatten() for n in pruner.masks]))
+            values.append(torch.cat([net.get_parameter(n).detach().flatten() for n in pruner.masks]))
+        returned = {int(i) for i in (masks[2] & ~masks[0]).nonzero()}
+        return pruner, returned, values
+
+    _, returned, _ = run("hard")
+    assert returned == set()
+    _, returned, values = run("soft")
+    assert returned
+    dense = torch.cat([p.detach().flatten() for p in mlp().parameters() if p.dim() > 1])
+    for i in returned:
+        assert values[0][i] == 0
+        assert values[2][i] == dense[i]
+
+
+@pytest.mark.parametrize("policy", ["hard", "soft"])
+@pytest.mark.parametrize("criterion", ["magnitude", "snip", "movement", "movement_sanh"])
+def test_a_resumed_run_is_bit_identical(policy: str, criterion: str):
+    plan = Plan(0.8, criterion=criterion, schedule="cubic", begin=2, end=14, every=3, policy=policy)  # type: ignore[arg-type]
+
+    def start() -> tuple[nn.Module, torch.optim.Optimizer, Pruner]:
+        net = mlp()
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        pruner = Pruner(net, plan)
+        pruner.attach(optimizer)
+        return net, optimizer, pruner
+
+    net, optimizer, pruner = start()
+    steps(net, optimizer, 0, 9)
+    file = io.BytesIO()
+    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict()}, file)
+    steps(net, optimizer, 9, 18)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    again, optimizer2, pruner2 = start()
+    again.load_state_dict(state["net"])
+    optimizer2.load_state_dict(state["optimizer"])
+    pruner2.load_state_dict(state["pruner"])
+    steps(again, optimizer2, 9, 18)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+    assert pruner.history == pruner2.history
+    assert all(torch.equal(pruner.masks[n], pruner2.masks[n]) for n in pruner.masks)
+
+
+def test_a_checkpoint_of_another_plan_is_refused():
+    one, two = Pruner(mlp(), Plan(0.8, begin=2)), Pruner(mlp(), Plan(0.7, begin=2))
+    with pytest.raises(ValueError, match="another plan; it differs in sparsity"):
+        two.load_state_dict(one.state_dict())
+
+
+def test_only_one_clock():
+    net = mlp()
+    pruner = Pruner(net, Plan(0.5, begin=3))
+    with pytest.raises(ValueError, match="already has masks"):
+        Pruner(net, Plan(0.5))
+    one = torch.optim.SGD(net[0].parameters(), 0.1)
+    two = torch.optim.SGD(net[2].parameters(), 0.1)
+    pruner.attach(one)
+    with pytest.raises(ValueError, match="already drives"):
+        pruner.attach(two)
+    with pytest.raises(ValueError, match="drives this pruner"):
+        pruner.step()
+    pruner.masks.attach(two)
+    for step in range(6):
+        x, y = batch(step)
+        F.cross_entropy(net(x), y).backward()
+        one.step()
+        two.step()
+        assert pruner.clock == step + 1
+    pruner.masks.check()
+    assert zeros(net) == 120
+
+
+def test_a_failed_update_leaves_the_masks_in_force():
+    net = mlp()
+    pruner = Pruner(net, Plan(0.5, initial=0.3, schedule="linear", begin=0, end=4, every=2, policy="soft"))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    pruner.attach(optimizer)
+    kept = {n: pruner.masks[n].clone() for n in pruner.masks}
+    with torch.no_grad():
+        net[0].weight[kept["0.weight"]] = float("nan")
+    with pytest.raises(ValueError, match=r"0\.weight"):
+        steps(net, optimizer, 0, 2)
+    assert all(torch.equal(pruner.masks[n], kept[n]) for n in kept)
+    assert all((net.get_parameter(n)[~kept[n]] == 0).all() for n in kept)
+
+
+def test_the_public_names_are_documented():
+    for name in sc.__all__:
+        assert getattr(sc, name).__doc__, name
