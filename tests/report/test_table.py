@@ -37,7 +37,7 @@ def test_no_line_is_too_long_and_no_number_is_broken(width: int) -> None:
                 assert cell in text, (column.heading, cell)
 
 
-@pytest.mark.parametrize(("width", "tables"), [(100, 3), (160, 2), (240, 1)])
+@pytest.mark.parametrize(("width", "tables"), [(100, 4), (160, 2), (240, 1)])
 def test_it_is_split_only_as_far_as_the_window_asks(width: int, tables: int) -> None:
     assert printed(fake_report(), width).count("─ ") + printed(fake_report(), width).count("─\n") == tables
 
@@ -70,7 +70,7 @@ def test_the_row_of_a_record_by_hand() -> None:
     )
     line = next(line for line in printed(record, 240).splitlines() if "95.0 ±" in line)
     cells = "95.0 ± 1.1 → 90.2 ± 1.5 90.0 90.0 89.1 1.00 MB → 123 kB 250 kB 9.16 / 9.44 417 k → 41.7 k 10.0"
-    assert small(line).strip().endswith(cells + " 0.250 → 0.200 [0.190 0.213] 1.25 ± .04")
+    assert small(line).strip().endswith(cells + " 0.250 → 0.200 [0.190 0.213] 1.25 [0.96 1.04]")
 
 
 def test_a_record_that_was_not_timed_or_tested_shows_dashes() -> None:
@@ -94,7 +94,7 @@ def test_a_record_that_was_not_timed_or_tested_shows_dashes() -> None:
 def test_why_there_is_no_gain_stands_below_once() -> None:
     report = fake_report()
     text = small(printed(report, 160))
-    assert text.count(NO_GAIN) == 1
+    assert text.count(NO_GAIN.partition(": ")[0]) == 1
     assert notes(report) == [(report.names[:5], NO_GAIN)]
     everyone = Report("all", ("a", "b"), (fake_record(0), fake_record(1)))
     assert f"all: {NO_GAIN}" in small(printed(everyone, 160))
@@ -118,7 +118,7 @@ def test_text_summary_has_the_figures() -> None:
         "248 kB → 33.9 kB, 7.30 × smaller (plain checkpoint gzipped: 54.3 kB)",
         "9.16 × direct, 9.44 × effective",
         "4.94 × in theory (multiply-adds of convolutions and linear layers, no bias)",
-        "measured 1.01 × (dense against itself 1.02 ×)",
+        "measured 1.01 × (dense against itself 0.98 to 1.02)",
         NO_GAIN,
     ):
         assert part in text, part

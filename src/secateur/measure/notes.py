@@ -26,22 +26,22 @@ def sentences(record: Record) -> tuple[str, ...]:
 
 
 def _time(record: Record) -> list[str]:
-    found: list[str] = []
+    """One sentence per verdict, with the figures of every batch size it holds for."""
     rows = zip(record.sparse.latency, record.measured_speedup, record.dense_spread, strict=True)
-    masked = record.sparse.macs == record.dense.macs and record.sparse.parameters == record.dense.parameters
+    figures: dict[str, list[str]] = {}
     for latency, ratio, (low, high) in rows:
-        at = f"at batch {latency.batch} on {latency.threads} thread{'s' if latency.threads > 1 else ''}"
-        beside = f"the latency ratio is {ratio:.2f} (dense against itself {low:.2f} to {high:.2f})"
         if ratio > high:
-            found.append(f"{ratio:.2f} x faster {at}: {beside}")
+            verdict = "faster"
         elif ratio < low:
-            found.append(f"slower {at}, for speed stay dense: {beside}")
-        elif masked:
-            found.append(f"no gain here in time {at}, {_SAME_KERNELS}: {beside}")
+            verdict = "slower, for speed stay dense"
+        elif record.sparse.macs == record.dense.macs and record.sparse.parameters == record.dense.parameters:
+            verdict = f"no gain here in time, {_SAME_KERNELS}"
         else:
-            fewer = record.theoretical_speedup
-            found.append(f"no gain here in time {at}, although {fewer:.2f} x fewer multiply-adds are left: {beside}")
-    return found
+            verdict = "no gain here in time, although fewer multiply-adds are left"
+        at = f"batch {latency.batch} on {latency.threads} thread{'s' if latency.threads > 1 else ''}"
+        text = f"{ratio:.2f} x at {at} (dense against itself {low:.2f} to {high:.2f})"
+        figures.setdefault(verdict, []).append(text)
+    return [f"{verdict}: {', '.join(texts)}" for verdict, texts in figures.items()]
 
 
 def _file(record: Record) -> list[str]:
@@ -71,12 +71,12 @@ def _fit(record: Record) -> list[str]:
         drop = dense.top1 - sparse.top1
         paired = record.agreement if record.agreement and record.agreement.samples == dense.samples else None
         error = _error_of_difference(dense, sparse, paired)
-        size = f"{abs(100 * drop):.1f} points {'lower' if drop > 0 else 'higher'} on {dense.split}"
+        size = f"{abs(100 * drop):.1f} points {'lower' if drop > 0 else 'higher'}"
         spread = f"(standard error of the difference {100 * error:.1f}, {dense.samples} samples)"
         if abs(drop) <= 2 * error or drop == 0:
-            found.append(f"no measurable change of accuracy: {size} {spread}")
+            found.append(f"no measurable change of accuracy on {dense.split}: {size} {spread}")
         else:
-            found.append(f"accuracy is {size} {spread}")
+            found.append(f"accuracy on {dense.split} is {size} {spread}")
     return found
 
 

@@ -10,14 +10,14 @@ from secateur.records import Record, Report
 from secateur.report import numbers
 from secateur.report.subject import figure_of_fit, latency_at, timings
 
-__all__ = ["LEGEND", "Column", "Group", "cell_groups", "notes"]
+__all__ = ["LEGEND", "Column", "Group", "cell_groups", "notes", "verdicts"]
 
 LEGEND = (
     "accuracy: ± one standard error; units, targets, all: share removed of units, of target weights, of all "
     "parameters; bytes: plain dense checkpoint → this library's file, beside the plain "
     "sparse checkpoint gzipped; compression: parameters / kept, direct / effective; theory: MACs / kept MACs; "
-    "latency: dense median → sparse median [quartiles]; speed-up: measured, ± is how far dense is from itself "
-    "in the same rounds"
+    "latency: dense median → sparse median [quartiles]; speed-up: measured "
+    "[dense against itself, round by round]"
 )
 
 
@@ -76,9 +76,21 @@ def cell_groups(report: Report) -> list[Group]:
 
 def notes(report: Report) -> list[tuple[tuple[str, ...], str]]:
     """(names, note), each note once, in the order in which they first appear."""
+    return _shared(report, lambda note: note)
+
+
+def verdicts(report: Report) -> list[tuple[tuple[str, ...], str]]:
+    """(names, verdict): what stands before the colon of a note, once for all the records that share it.
+
+    For a table, which shows the figures behind the colon anyway; notes without a verdict are left out.
+    """
+    return _shared(report, lambda note: note.partition(": ")[0] if ": " in note else "")
+
+
+def _shared(report: Report, part: Callable[[str], str]) -> list[tuple[tuple[str, ...], str]]:
     who: dict[str, list[str]] = {}
     for name, record in zip(report.names, report.records, strict=True):
-        for note in dict.fromkeys(record.notes):
+        for note in dict.fromkeys(filter(None, map(part, record.notes))):
             who.setdefault(note, []).append(name)
     return [(tuple(names), note) for note, names in who.items()]
 

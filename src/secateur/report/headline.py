@@ -84,13 +84,12 @@ def _lines(record: Record) -> list[str]:
 
 
 def _time_lines(record: Record) -> list[str]:
-    rows = zip(
-        record.dense.latency, record.sparse.latency, record.measured_speedup, record.dense_self_ratio, strict=True
-    )
+    rows = zip(record.dense.latency, record.sparse.latency, record.measured_speedup, strict=True)
+    spread = [f"{low:.2f} to {high:.2f}" for low, high in map(record.spread, range(len(record.sparse.latency)))]
     return [
         f"{f'batch {sparse.batch}':<12} {numbers.latency(dense)} → {numbers.latency(sparse)} ms on {sparse.threads} "
-        f"thread{'s' if sparse.threads > 1 else ''}, measured {ratio:.2f} × (dense against itself {itself:.2f} ×)"
-        for dense, sparse, ratio, itself in rows
+        f"thread{'s' if sparse.threads > 1 else ''}, measured {ratio:.2f} × (dense against itself {spread[index]})"
+        for index, (dense, sparse, ratio) in enumerate(rows)
     ]
 
 

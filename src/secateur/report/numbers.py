@@ -122,14 +122,14 @@ def latency_change(dense: Latency, sparse: Latency) -> str:
     return f"{three(dense.median_ms)} → {latency(sparse)}"
 
 
-def speedup(value: float, itself: float) -> str:
-    """``1.84 ± .02``: how far dense is from itself in the same rounds stands behind the sign.
+def speedup(value: float, spread: tuple[float, float]) -> str:
+    """``1.84 [0.98 1.02]``: the range of dense against itself in the same rounds stands behind it.
 
     Example:
-        >>> speedup(1.8377, 0.981)
-        '1.84 ± .02'
+        >>> speedup(1.8377, (0.981, 1.019))
+        '1.84 [0.98 1.02]'
     """
-    if not (math.isfinite(value) and math.isfinite(itself)):
+    if not all(map(math.isfinite, (value, *spread))):
         return three(value)
     digits = 1 if abs(value) >= 9.995 else 2
-    return f"{value:.{digits}f} ± {_bare(abs(itself - 1), digits)}"
+    return f"{value:.{digits}f} [{spread[0]:.{digits}f} {spread[1]:.{digits}f}]"

@@ -195,7 +195,9 @@ def _latency_plot(bars: Bars) -> Plot:
                 },
                 "hovertext": [
                     _hover(
-                        name, f"{side} {numbers.latency(row)} ms", f"{ratio:.2f} ×, dense against itself {own:.2f} ×"
+                        name,
+                        f"{side} {numbers.latency(row)} ms",
+                        f"{ratio:.2f} ×, dense against itself {own[0]:.2f} to {own[1]:.2f} ×",
                     )
                     for row, (_, name, _, _, ratio, own) in zip(rows, bars.rows, strict=True)
                 ],
@@ -208,9 +210,8 @@ def _latency_plot(bars: Bars) -> Plot:
     return {"data": traces, "layout": layout}
 
 
-def _band(place: int, median: float, itself: float) -> Plot:
-    far = max(itself, 1 / itself) if itself > 0 else 1.0
-    extent = {"x0": median / far, "x1": median * far, "y0": place - 0.42, "y1": place + 0.42}
+def _band(place: int, median: float, spread: tuple[float, float]) -> Plot:
+    extent = {"x0": median * spread[0], "x1": median * spread[1], "y0": place - 0.42, "y1": place + 0.42}
     return {"type": "rect", **extent, "fillcolor": "var(--band)", "line": {"width": 0}, "layer": "above"}
 
 

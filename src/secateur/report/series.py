@@ -56,12 +56,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Bars:
-    """The timings of one network at one (batch, threads): per record dense, sparse, speed-up, dense against itself."""
+    """The timings of one network at one (batch, threads): per record dense, sparse, speed-up, its spread."""
 
     network: str
     batch: int
     threads: int
-    rows: tuple[tuple[int, str, Latency, Latency, float, float], ...]
+    rows: tuple[tuple[int, str, Latency, Latency, float, tuple[float, float]], ...]
 
 
 @dataclass(frozen=True)

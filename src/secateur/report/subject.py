@@ -11,6 +11,7 @@ from secateur.records import Accuracy, Latency, Record, Report, Side
 __all__ = ["Subject", "as_report", "figure_of_fit", "latency_at", "need", "timings"]
 
 Subject: TypeAlias = Record | Report
+Spread: TypeAlias = tuple[float, float]
 
 
 def need(module: str) -> ModuleType:
@@ -92,12 +93,10 @@ def timings(report: Report) -> list[tuple[int, int]]:
     return sorted({(row.batch, row.threads) for record in report.records for row in record.sparse.latency})
 
 
-def latency_at(record: Record, batch: int, threads: int) -> tuple[Latency, Latency, float, float] | None:
-    """(dense, sparse, speed-up, dense against itself) of one record at one batch, None where it was not timed."""
-    rows = zip(
-        record.dense.latency, record.sparse.latency, record.measured_speedup, record.dense_self_ratio, strict=True
-    )
-    for dense, sparse, speedup, itself in rows:
+def latency_at(record: Record, batch: int, threads: int) -> tuple[Latency, Latency, float, Spread] | None:
+    """(dense, sparse, speed-up, spread of dense against itself) at one batch, None where it was not timed."""
+    rows = zip(record.dense.latency, record.sparse.latency, record.measured_speedup, strict=True)
+    for index, (dense, sparse, speedup) in enumerate(rows):
         if (sparse.batch, sparse.threads) == (batch, threads):
-            return dense, sparse, speedup, itself
+            return dense, sparse, speedup, record.spread(index)
     return None

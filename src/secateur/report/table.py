@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.records import Report
-from secateur.report.columns import LEGEND, Group, cell_groups, notes
+from secateur.report.columns import LEGEND, Group, cell_groups, notes, verdicts
 from secateur.report.headline import text_summary
 from secateur.report.subject import Subject, as_report
 
@@ -53,7 +53,7 @@ def table(subject: Subject, *, width: int | None = None) -> Table:
     for groups in _packed(report, width):
         page.add_row(_one_table(report, groups))
     page.add_row(Text(LEGEND, style="dim"))
-    for names, note in notes(report):
+    for names, note in notes(report) if len(report.names) == 1 else verdicts(report):
         who = "all" if names == report.names and len(names) > 1 else ", ".join(names)
         page.add_row(Text.assemble((f"\n{who}: ", "bold"), note))
     return page
