@@ -93,11 +93,12 @@ def test_a_record_that_was_not_timed_or_tested_shows_dashes() -> None:
 
 def test_why_there_is_no_gain_stands_below_once() -> None:
     report = fake_report()
-    text = small(printed(report, 160))
-    assert text.count(NO_GAIN.partition(": ")[0]) == 1
+    verdict = NO_GAIN.partition(": ")[0]
+    assert small(printed(report, 160)).count(verdict) == 1
     assert notes(report) == [(report.names[:5], NO_GAIN)]
     everyone = Report("all", ("a", "b"), (fake_record(0), fake_record(1)))
-    assert f"all: {NO_GAIN}" in small(printed(everyone, 160))
+    assert f"all: {verdict}" in small(printed(everyone, 160))
+    assert f"{NO_GAIN}" in small(printed(fake_record(0), 160)), "one record alone is told the whole note"
 
 
 def test_markup_in_names_is_text() -> None:

@@ -224,6 +224,19 @@ def test_a_copy_leaves_the_original_alone():
     assert int((copy[0].weight == 0).sum()) > 0
 
 
+def test_a_copy_of_a_pruned_model_carries_its_masks_and_its_removed_values():
+    net = mlp()
+    dense = {n: t.clone() for n, t in net.state_dict().items()}
+    first = sc.prune(net, 0.5, targets="0")
+    copy, masks = sc.prune(net, 0.5, targets="2", inplace=False)
+    assert set(masks) == {"0.weight", "2.weight"}
+    assert set(first) == {"0.weight"}
+    assert torch.equal(masks["0.weight"], first["0.weight"])
+    masks.undo()
+    assert all(torch.equal(t, dense[n]) for n, t in copy.state_dict().items())
+    first.check()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_scores_that_are_not_finite_name_the_parameter_and_change_nothing(bad: float):
     net = mlp()

@@ -18,7 +18,7 @@ from secateur.model.batches import LossFunction, StepFunction, limited, loss_of,
 from secateur.model.gates import gate_places, gated
 from secateur.model.names import clean_name, find_parameter, unwrap
 from secateur.model.quietly import quietly
-from secateur.model.sharding import full, is_sharded
+from secateur.model.sharding import full, is_sharded, reshard
 from secateur.types import Evidence, Layout, Unit
 
 __all__ = ["GRADIENT_KINDS", "KINDS", "Source", "collect"]
@@ -174,8 +174,10 @@ def _gradients(root: nn.Module, kinds: Iterable[str], layout: Layout, source: So
         for batch in batches:
             count += 1
             if set(kinds) - {"gate_grad_sq"}:
+                reshard(root)  # FSDP2: after the pass the modules hold gathered copies, whose gradients are not reduced
+                inputs = {n: find_parameter(root, n) for n in layout}
                 value = loss_of(root, batch, source.loss, source.step)
-                _add(sums, layout, _gradient(value, {n: find_parameter(root, n) for n in layout}))
+                _add(sums, layout, _gradient(value, inputs))
             if "gate_grad_sq" in kinds:
                 places = gate_places(root, layout, lambda batch=batch: loss_of(root, batch, source.loss, source.step))
                 with gated(places, layout) as gates:

@@ -54,6 +54,6 @@ def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[nn.Module]
             values[removed] = 0
         yield model
     finally:
-        # In reverse, so that a tensor masked under two names gets its first values back.
-        for values, removed, kept in reversed(saved):
+        # All values were saved before any was zeroed: a tensor masked under two names gets the true ones twice.
+        for values, removed, kept in saved:
             values[removed] = kept

@@ -102,20 +102,15 @@ def find_parameter(root: nn.Module, name: str) -> Tensor:
         ValueError: if no module or parameter of that name is left.
     """
     *path, leaf = name.split(".")
-    module: nn.Module | None = root
+    owner: nn.Module | None = root
     for part in path:
-        children = module._modules
-        if part not in children:
-            module = unwrap(module)
-            children = module._modules
-        module = children.get(part)
-        if module is None:
-            break
+        if owner is not None:
+            owner = (owner if part in owner._modules else unwrap(owner))._modules.get(part)
     found = None
-    if module is not None:
-        found = module._parameters.get(leaf)
+    if owner is not None:
+        found = owner._parameters.get(leaf)
         if found is None:
-            found = unwrap(module)._parameters.get(leaf)
+            found = unwrap(owner)._parameters.get(leaf)
     if not isinstance(found, torch.Tensor):
         raise ValueError(
             f"the model has no parameter {name!r} any more; a module was replaced or converted after pruning. "

@@ -13,6 +13,9 @@ Part: TypeAlias = "tuple[tuple[int, int], ...] | None"
 """Where a local shard lies in the full tensor, (start, stop) per axis; None: the tensor is whole."""
 
 
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+
 def take(tensor: Tensor, part: Part) -> Tensor:
     """The part of a full tensor."""
     return tensor if part is None else tensor[tuple(slice(start, stop) for start, stop in part)]
@@ -20,6 +23,8 @@ def take(tensor: Tensor, part: Part) -> Tensor:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether the tensor is a DTensor."""
+    if type(tensor) in _PLAIN:  # asked twice per tensor and step, and a failing hasattr is slow
+        return False
     return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
 
 

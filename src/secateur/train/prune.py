@@ -171,18 +171,12 @@ def _prune_once(model: nn.Module, plan: Plan, source: Source, *, inplace: bool, 
     unit_masks = choose_masks(model, plan, plan.final, source, layout, before)
     if not inplace:
         pruned = copy.deepcopy(model)
-        copied = _fresh(pruned, unit_masks, unit, layout, undo)
-        register_masks(pruned, copied)
-        return pruned, copied
-    if before is None:
-        masks = _fresh(model, unit_masks, unit, layout, undo)
-        register_masks(model, masks)
-        return masks
-    before.add(layout)
-    before.update(unit_masks)
-    if not undo:
-        before.commit()
-    return before
+        if before is not None:
+            carried = Masks(pruned, before.unit_masks, unit, before.layout)
+            carried.load_state_dict(before.state_dict())
+            register_masks(pruned, carried)
+        return pruned, _cut(pruned, unit_masks, unit, layout, undo)
+    return _cut(model, unit_masks, unit, layout, undo)
 
 
 def choose_masks(
@@ -231,10 +225,16 @@ def _so_far(before: Masks, unit: Unit, layout: Mapping[str, KeyLayout]) -> dict[
     }
 
 
-def _fresh(
+def _cut(
     model: nn.Module, unit_masks: dict[str, Tensor], unit: Unit, layout: Mapping[str, KeyLayout], undo: bool
 ) -> Masks:
-    """All-kept masks, then the update, so that removed values are remembered in one place only."""
-    masks = Masks(model, {n: mask.new_ones(mask.shape) for n, mask in unit_masks.items()}, unit, layout, undo=undo)
+    """Bring the model's masks, new ones or those it has, to ``unit_masks``."""
+    masks = find_masks(model)
+    if masks is None:
+        masks = Masks(model, {n: mask.new_ones(mask.shape) for n, mask in unit_masks.items()}, unit, layout, undo=undo)
+        register_masks(model, masks)
+    masks.add(layout)
     masks.update(unit_masks)
+    if not undo:
+        masks.commit()
     return masks
