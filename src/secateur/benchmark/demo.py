@@ -6,8 +6,9 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,7 +34,13 @@ from secateur.report.table import print_table
 
 __all__ = ["DEMO_METHODS", "Network", "demo_networks", "run_demo"]
 
-DEMO_METHODS = ("one-shot magnitude", "gradual magnitude", "iterative magnitude", "SNIP before training")
+DEMO_METHODS = {
+    "one-shot": "one-shot magnitude",
+    "gradual": "gradual magnitude",
+    "iterative": "iterative magnitude",
+    "SNIP": "SNIP before training",
+}
+"""Short name, for tables and plots -> method of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,14 @@ def demo_networks(data: Images, epochs: int | None = None) -> tuple[Network, ...
         epochs: of the dense networks; None: 20 on the digits, 3 on larger data.
 
     Returns:
-        A LeNet-5-like network and a small residual one, widths 32-64-128.
+        ``LeNet``, a LeNet-5-like network, and ``ResNet``, a small residual one of widths 32-64-128.
     """
     epochs = epochs or (20 if data.size < 16 else 3)
     rounds = 3
     recipe = Recipe(epochs=epochs, tuning_epochs=max(rounds, epochs * 3 // 5 // rounds * rounds), rounds=rounds)
     return (
-        Network("LeNet-5-like", lambda: LeNet5(data.size), recipe),
-        Network("residual 32-64-128", Residual, recipe),
+        Network("LeNet", lambda: LeNet5(data.size), recipe),
+        Network("ResNet", Residual, recipe),
     )
 
 
@@ -104,54 +111,76 @@ def run_demo(
 
 def _run(data: Images, target: Path, sparsity: float, epochs: int | None, rounds: int, console: Console) -> Report:
     target.mkdir(parents=True, exist_ok=True)
-    names: list[str] = []
-    records: list[Record] = []
-    masks: dict[str, dict[str, object]] = {}
-    saved: list[tuple[Path, Network, Outcome]] = []
     console.print(
         f"[bold]{data.name}[/bold]: {len(data.y_train):,} images to train on, {len(data.y_test):,} to test, "
-        f"{data.size}x{data.size} pixels; {100 * sparsity:g} % of the weights go"
+        f"{data.size}x{data.size} pixels; {100 * sparsity:g} % of the weights go.\n"
+        "LeNet is LeNet-5-like, ResNet a small residual network of widths 32-64-128. Each is made sparse by magnitude "
+        "once after training, gradually while it trains, in rounds with fine-tuning, and by SNIP before it trains."
     )
+    records: dict[str, Record] = {}
+    masks: dict[str, dict[str, Any]] = {}
+    made: list[_Made] = []
     for network in demo_networks(data, epochs):
-        torch.manual_seed(network.recipe.seed)
-        fresh = network.make()
-        dense = copy.deepcopy(fresh)
-        with _bar(console, f"{network.name}, dense", network.recipe.epochs, data, network.recipe) as tell:
-            recipe = network.recipe
-            fit(dense, data, recipe, epochs=recipe.epochs, lr=recipe.lr, progress=tell)
-        for method in DEMO_METHODS:
-            with _bar(console, f"{network.name}, {method}", training_epochs(method, recipe), data, recipe) as tell:
-                outcome = run_method(method, Setting(fresh, dense, data, recipe, sparsity, tell))
-            name = f"{network.name}, {method}"
-            path = target / (_slug(name) + ".safetensors")
-            save(outcome.model, path, plan=outcome.plan.to_record())
-            saved.append((path, network, outcome))
-            with console.status(f"measuring {name}"):
-                records.append(_measured(dense, outcome, data, rounds))
-            names.append(name)
-            masks[name] = {key: mask.numpy() for key, mask in outcome.masks.items()}
-    report = Report(f"secateur demo on {data.name}", tuple(names), tuple(records))
+        for one in _make_sparse(network, data, sparsity, target, console):
+            with console.status(f"measuring {one.name}"):
+                records[one.name] = _measured(one, data, rounds)
+            masks[one.name] = {name: mask.numpy() for name, mask in one.outcome.masks.items()}
+            made.append(one)
+    report = Report(f"secateur demo on {data.name}", tuple(records), tuple(records.values()))
     (target / "report.json").write_text(json.dumps(report.to_record()), encoding="utf-8")
-    page = to_html(report, target / "report.html", masks=masks)  # type: ignore[arg-type]
+    page = to_html(report, target / "report.html", masks=masks)
     print_table(report, console=console)
     _check_sizes(report)
-    _check_load(*saved[-1], data, console)
+    _check_load(made[-1], data, console)
     console.print(f"[bold]{page}[/bold] is the report; the sparse files stand beside it.")
     return report
 
 
-def _measured(dense: nn.Module, outcome: Outcome, data: Images, rounds: int) -> Record:
-    return measure(
-        dense,
-        outcome.model,
+@dataclass(frozen=True)
+class _Made:
+    """One sparse network of the demo, the dense one it is held against, and its file."""
+
+    short: str
+    network: Network
+    dense: nn.Module
+    outcome: Outcome
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.network.name}, {self.short}"
+
+
+def _make_sparse(network: Network, data: Images, sparsity: float, target: Path, console: Console) -> Iterator[_Made]:
+    """Train one network dense, then make it sparse by every method, and save each."""
+    recipe = network.recipe
+    torch.manual_seed(recipe.seed)
+    fresh = network.make()
+    dense = copy.deepcopy(fresh)
+    with _bar(console, f"{network.name}, dense", recipe.epochs, data, recipe) as tell:
+        fit(dense, data, recipe, epochs=recipe.epochs, lr=recipe.lr, progress=tell)
+    for short, method in DEMO_METHODS.items():
+        with _bar(console, f"{network.name}, {method}", training_epochs(method, recipe), data, recipe) as tell:
+            outcome = run_method(method, Setting(fresh, dense, data, recipe, sparsity, tell))
+        path = target / f"{network.name}-{short}.safetensors".lower()
+        save(outcome.model, path, plan=outcome.plan)
+        yield _Made(short, network, dense, outcome, path)
+
+
+def _measured(made: _Made, data: Images, rounds: int) -> Record:
+    record = measure(
+        made.dense,
+        made.outcome.model,
         (data.x_test, data.y_test),
         train=(data.x_train, data.y_train),
         batches=(1, 256),
         rounds=rounds,
-        plan=outcome.plan,
-        training=outcome.cost,
-        schedule=outcome.history,
+        plan=made.outcome.plan,
+        training=made.outcome.cost,
+        schedule=made.outcome.history,
     )
+    dense, sparse = replace(record.dense, name=made.network.name), replace(record.sparse, name=made.short)
+    return replace(record, dense=dense, sparse=sparse)
 
 
 @contextmanager
@@ -174,16 +203,12 @@ def _check_sizes(report: Report) -> None:
             )
 
 
-def _check_load(path: Path, network: Network, outcome: Outcome, data: Images, console: Console) -> None:
-    again = network.make()
-    load(path, into=again)
+def _check_load(made: _Made, data: Images, console: Console) -> None:
+    again = load(made.path, into=made.network.make)
     again.eval()
     with torch.no_grad():
-        same = torch.equal(again(data.x_test), outcome.model(data.x_test))
+        same = torch.equal(again(data.x_test), made.outcome.model(data.x_test))
     if not same:
-        raise ValueError(f"{path} was loaded back, but its outputs differ from the saved network's")
-    console.print(f"{path.name} ({path.stat().st_size:,} bytes) loaded back: outputs equal, bit for bit.")
-
-
-def _slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+        raise ValueError(f"{made.path} was loaded back, but its outputs differ from the saved network's")
+    size = made.path.stat().st_size
+    console.print(f"{made.path.name} ({size:,} bytes) loaded back: outputs equal, bit for bit.")
