@@ -15,6 +15,9 @@ from secateur.benchmark.data import digits
 from secateur.benchmark.demo import DEMO_METHODS, demo_networks, run_demo
 from secateur.records import Report
 
+VERDICTS = ("no gain here in time, because a masked dense tensor", "slower, for speed stay dense", "faster")
+"""On time. Which one it is depends on the machine's mood: three rounds are few."""
+
 
 def test_the_demo_writes_loads_and_reports(tmp_path: Path):
     images = digits().first(192, 64)
@@ -27,7 +30,7 @@ def test_the_demo_writes_loads_and_reports(tmp_path: Path):
         assert record.sparse.sizes.file_bytes < 0.25 * record.dense.sizes.plain_bytes
         assert [row.batch for row in record.sparse.latency] == [1, 256]
         assert {row.split for row in record.sparse.accuracy} == {"train", "test"}
-        assert any("no gain here" in note for note in record.notes)
+        assert any(note.startswith(VERDICTS) for note in record.notes)
     assert Report.from_record(json.loads((tmp_path / "report.json").read_text())) == report
     assert "plotly" in (tmp_path / "report.html").read_text().lower()
     files = sorted(tmp_path.glob("*.safetensors"))
@@ -40,4 +43,4 @@ def test_the_demo_writes_loads_and_reports(tmp_path: Path):
         assert torch.isfinite(net.eval()(images.x_test)).all()
     shown = screen.getvalue()
     assert "loaded back: outputs equal, bit for bit" in shown
-    assert "no gain here" in shown
+    assert any(verdict in shown for verdict in VERDICTS)
