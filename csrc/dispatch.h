@@ -1,0 +1,50 @@
+// Which kernels run on this machine.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "mask/kernels.h"
+
+namespace secateur {
+
+enum class Isa {
+#define SECATEUR_ISA(isa, architecture, flags, features) isa,
+#include "kernels.def"
+};
+
+// One function per kernel: the table of one instruction set, filled up with the portable kernels where it has none.
+struct KernelTable {
+  Isa isa;
+  pack_fn* pack;
+  unpack_fn* unpack;
+  popcount_fn* popcount;
+  apply_fn* apply2;
+  apply_fn* apply4;
+  apply_fn* apply8;
+  nm_select_fn* nm_select;
+};
+
+// A line of kernels.def as this machine sees it.
+struct IsaInfo {
+  Isa isa;
+  const char* name;
+  const char* features;
+  bool available;
+};
+struct KernelInfo {
+  const char* kernel;
+  Isa isa;
+};
+
+const std::vector<IsaInfo>& instruction_sets();
+const std::vector<KernelInfo>& kernels();
+const IsaInfo& info(Isa isa);
+
+// The table of the named set. Throws std::runtime_error, listing what there is, if this machine cannot run it.
+const KernelTable& table(const std::string& isa);
+
+// The best available table, or the one that the environment variable SECATEUR_ISA names.
+const KernelTable& choose();
+
+}  // namespace secateur

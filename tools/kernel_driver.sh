@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Builds csrc/tests/driver.cpp with the kernels of one architecture, and runs it.
+#   kernel_driver.sh BUILD_FOLDER COMPILER ARCHITECTURE [EMULATOR...]
+# The instruction sets and their flags come from csrc/kernels.def. CXXFLAGS adds to all of them, LDFLAGS to the link.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+build=$1 compiler=$2 architecture=$3
+shift 3
+
+mkdir -p "$build"
+common=(-std=c++17 -O3 -Wall -Wextra -Werror)
+read -ra extra <<<"${CXXFLAGS:-}"
+objects=()
+compile() { # SOURCE FLAGS...
+  local source=$1 object
+  object="$build/$(basename "$source" .cpp).o"
+  shift
+  "$compiler" "${common[@]}" "$@" "${extra[@]}" -c "$source" -o "$object"
+  objects+=("$object")
+}
+
+while IFS='|' read -r isa wanted flags; do
+  if [ "$wanted" = any ] || [ "$wanted" = "$architecture" ]; then
+    read -ra isa_flags <<<"$flags"
+    compile "csrc/mask/$isa.cpp" -fno-exceptions -fno-rtti -fvisibility=hidden "${isa_flags[@]}"
+  fi
+done < <(sed -nE 's/^SECATEUR_ISA\((\w+), (\w+), "([^"]*)", "[^"]*"\)$/\1|\2|\3/p' csrc/kernels.def)
+[ "${#objects[@]}" -gt 1 ] || { echo "csrc/kernels.def names nothing for $architecture" >&2; exit 1; }
+
+compile csrc/dispatch.cpp
+compile csrc/tests/driver.cpp
+read -ra link <<<"${LDFLAGS:-}"
+"$compiler" "${extra[@]}" "${objects[@]}" "${link[@]}" -o "$build/driver"
+"$@" "$build/driver"
