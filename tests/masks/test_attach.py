@@ -114,6 +114,7 @@ def test_a_replaced_module_is_named() -> None:
     masks = mask_model(model, random_unit_masks(model))
     head = model[6]
     model[6] = nn.Linear(7, 10)
+    model[6].weight.grad = torch.ones(10, 7)
     for use in (masks.apply, masks.check, masks.undo, masks.mask_gradients):
         with pytest.raises(
             ValueError, match=r"'6\.weight' has shape \(10, 7\), its mask \(3, 7\): a module was replaced"

@@ -1,4 +1,4 @@
-"""What masks and their model must satisfy, before masks are taken and whenever they are used."""
+"""What masks must satisfy before they are taken."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from secateur.model.names import canonical_names, find_parameter
-from secateur.model.sharding import reshard
+from secateur.model.names import canonical_names
 from secateur.types import KeyLayout, Layout, Unit
 
-__all__ = ["check_shapes", "masked_parameters", "numel", "untie"]
+__all__ = ["check_shapes", "numel", "untie"]
 
 
 def numel(shape: Iterable[int]) -> int:
@@ -58,21 +57,3 @@ def check_shapes(unit_masks: Mapping[str, Tensor], unit: Unit, layout: Layout) -
                 f"mask for {name!r} has shape {tuple(mask.shape)}; unit {unit.spec!r} of a parameter of shape "
                 f"{layout[name].shape} needs {unit.grid(layout[name])}"
             )
-
-
-def masked_parameters(root: nn.Module, layout: Layout) -> dict[str, Tensor]:
-    """The parameters that stand under the layout's names now, as shards where the model is sharded.
-
-    Raises:
-        ValueError: if one is gone or has another shape than its mask.
-    """
-    reshard(root)
-    found: dict[str, Tensor] = {}
-    for name, key in layout.items():
-        parameter = found[name] = find_parameter(root, name)
-        if parameter.shape != key.shape:
-            raise ValueError(
-                f"{name!r} has shape {tuple(parameter.shape)}, its mask {key.shape}: a module was replaced after "
-                "pruning. Replace it before, or put the old one back, call masks.undo() and prune again"
-            )
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 from weakref import ref
 
@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from secateur import native
 from secateur.model.attach import Attachments
-from secateur.model.mask_checks import check_shapes, masked_parameters, numel, untie
+from secateur.model.mask_checks import check_shapes, numel, untie
 from secateur.model.names import unwrap
 from secateur.model.packed import PackedMasks
+from secateur.model.places import Places
 from secateur.model.registry import find_masks, forget_masks, register_masks
 from secateur.model.removed import RemovedValues
 from secateur.model.sharding import local, part_of, take
@@ -98,10 +99,6 @@ class Masks(Mapping[str, Tensor]):
         """How many weights of a parameter are kept."""
         return self._packed.count(name)
 
-    def bits(self, name: str) -> Tensor:
-        """The packed mask: uint8, bit i of byte j is flat element 8 j + i."""
-        return self._packed.bits[name]
-
     def shares(self) -> Shares:
         """The three sparsities: of units, of target weights, of all parameters."""
         return shares_of(self)
@@ -115,14 +112,14 @@ class Masks(Mapping[str, Tensor]):
 
     def apply(self) -> None:
         """Set every removed weight to zero, in one native call."""
-        self._packed.zero(list(self._parameters().values()))
+        self._zero(self._places.find(self.model))
 
     def mask_gradients(self) -> None:
         """Set the gradients of removed weights to zero; call it before clipping gradients yourself.
 
         ``attach`` does it before every optimizer step.
         """
-        self._packed.zero([parameter.grad for parameter in self._parameters().values()])
+        self._zero([parameter.grad for parameter in self._places.find(self.model)])
 
     def check(self) -> None:
         """Make sure that the removed weights are still zero.
@@ -155,14 +152,12 @@ class Masks(Mapping[str, Tensor]):
         self.unit_masks = {**self.unit_masks, **{n: m.to(torch.bool).cpu().clone() for n, m in unit_masks.items()}}
         new = self.unit.expand({name: self.unit_masks[name] for name in unit_masks}, self.layout)
         for name, before in old.items():
-            parameter, part = parameters[name], part_of(parameters[name])
-            if self._removed is not None and name in self._removed:
-                self._removed.put_back(name, parameter, before)
-            after = new[name]
+            parameter, part, after = parameters[name], part_of(parameters[name]), new[name]
             if self._removed is not None:
+                if name in self._removed:
+                    self._removed.put_back(name, parameter, before)
                 self._removed.keep(name, parameter, take(after, part))
-            changed = before ^ after
-            self._optimizers.reset_state(parameter, take(changed, part))
+            self._optimizers.reset_state(parameter, take(before ^ after, part))
         self._packed = self._pack()
         self.apply()
 
@@ -211,9 +206,8 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             ValueError: if the optimizer holds none of the masked parameters.
         """
-        replace = before is not None or after is not None
-        first, last = before or self.mask_gradients, after or self.apply
-        self._optimizers.attach(optimizer, self._parameters(), lambda *_: first(), lambda *_: last(), replace=replace)
+        first, last, own = before or self.mask_gradients, after or self.apply, bool(before or after)
+        self._optimizers.attach(optimizer, self._parameters(), lambda *_: first(), lambda *_: last(), replace=own)
 
     def detach(self) -> None:
         """Remove the hooks from all attached optimizers."""
@@ -286,7 +280,14 @@ class Masks(Mapping[str, Tensor]):
             self._removed.load_state_dict(state["removed"])
 
     def _parameters(self) -> dict[str, Tensor]:
-        return masked_parameters(self.model, self.layout)
+        return self._places.check(self.model)
+
+    def _zero(self, tensors: Sequence[Tensor | None]) -> None:
+        try:
+            self._packed.zero(tensors)
+        except ValueError:
+            self._parameters()  # says which parameter it is, where it is one
+            raise
 
     def _remember(self) -> None:
         if self._removed is not None:
@@ -295,4 +296,5 @@ class Masks(Mapping[str, Tensor]):
 
     def _pack(self) -> PackedMasks:
         masks = self.unit.expand(self.unit_masks, self.layout)
-        return PackedMasks({name: masks[name] for name in self.layout})  # the order of _parameters()
+        self._places = Places(self.layout)
+        return PackedMasks({name: masks[name] for name in self.layout})  # both in the order of the layout

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur import native
 from secateur.model.mask_checks import numel
-from secateur.model.sharding import Part, local, part_of, take
+from secateur.model.sharding import WHOLE, Part, local, part_of, take
 
 __all__ = ["PackedMasks"]
 
@@ -27,6 +27,7 @@ class PackedMasks:
         self._shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
         self._names = tuple(masks)
         self._sets: dict[tuple[Part, ...], native.MaskSet] = {}
+        self._whole: native.MaskSet | None = None
 
     def unpack(self, name: str) -> Tensor:
         """The bool mask of a parameter."""
@@ -39,6 +40,11 @@ class PackedMasks:
 
     def zero(self, tensors: Sequence[Tensor | None]) -> None:
         """Zero the removed elements of one tensor per name, in the order of the names; None is left out."""
+        if all(type(tensor) in WHOLE for tensor in tensors):  # the path of every step of plain training
+            if self._whole is None:
+                self._whole = self._table((None,) * len(self._names))
+            self._whole.apply(tensors)
+            return
         parts = tuple(None if tensor is None else part_of(tensor) for tensor in tensors)
         self._table(parts).apply([None if tensor is None else local(tensor) for tensor in tensors])
 

@@ -7,13 +7,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Part", "full", "is_sharded", "local", "part_of", "reshard", "share_from_first_rank", "take"]
+__all__ = ["WHOLE", "Part", "full", "is_sharded", "local", "part_of", "reshard", "share_from_first_rank", "take"]
 
 Part: TypeAlias = "tuple[tuple[int, int], ...] | None"
 """Where a local shard lies in the full tensor, (start, stop) per axis; None: the tensor is whole."""
 
 
-_PLAIN = frozenset({Tensor, nn.Parameter})
+WHOLE = frozenset({Tensor, nn.Parameter, type(None)})
+"""Types that are never shards: asked for every tensor at every step, where a failing hasattr is slow."""
 
 
 def take(tensor: Tensor, part: Part) -> Tensor:
@@ -23,7 +24,7 @@ def take(tensor: Tensor, part: Part) -> Tensor:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether the tensor is a DTensor."""
-    if type(tensor) in _PLAIN:  # asked twice per tensor and step, and a failing hasattr is slow
+    if type(tensor) in WHOLE:
         return False
     return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
 

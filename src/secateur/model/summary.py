@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from secateur.model.names import parameters_by_name, unwrap
@@ -26,9 +27,10 @@ def shares_of(masks: Masks) -> Shares:
 
 
 def file_bytes_estimate(masks: Masks) -> tuple[int, int]:
-    """Bytes of the dense tensors, and of what ``sc.save`` writes for them (values plus the cheaper index).
+    """Bytes of the dense tensors, and of what ``sc.save`` writes for them (values plus the cheaper mask code).
 
-    The estimate leaves out the header, some hundred bytes per tensor.
+    Masks count as if their units were removed at random places. The estimate leaves out the header, some
+    hundred bytes per tensor.
     """
     root = unwrap(masks.model)
     dense = sum(t.numel() * t.element_size() for t in [*root.parameters(), *root.buffers()])
@@ -37,10 +39,8 @@ def file_bytes_estimate(masks: Masks) -> tuple[int, int]:
     for name in masks:
         parameter = parameters[name]
         total, kept = _weights(masks, name), masks.kept(name)
-        units = masks.unit_masks[name].numel()
-        kept_units = int(masks.unit_masks[name].sum())
         sparse -= (total - kept) * parameter.element_size()
-        sparse += min(-(-units // 8), 2 * kept_units)
+        sparse += _mask_bytes(masks.unit_masks[name].numel(), int(masks.unit_masks[name].sum()))
     return dense, sparse
 
 
@@ -68,6 +68,16 @@ def _weights(masks: Masks, name: str) -> int:
     for size in masks.layout[name].shape:
         count *= size
     return count
+
+
+def _mask_bytes(units: int, kept: int) -> int:
+    """Bits, or Rice-coded gaps between the rarer side's positions: k + 1 + E[gap >> k] bits each, gaps geometric."""
+    bits, listed = -(-units // 8), min(kept, units - kept)
+    if listed == 0:
+        return min(bits, 1)
+    zero = 1 - listed / units
+    each = min(k + 1 + zero ** (1 << k) / (1 - zero ** (1 << k)) for k in range(32))
+    return min(bits, 1 + math.ceil(listed * each / 8))
 
 
 def _size(count: int) -> str:
