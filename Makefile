@@ -91,7 +91,7 @@ examples: $(STAMPS)/dev  ## run every file of examples/
 	@for file in $(sort $(wildcard $(CURDIR)/examples/*.py)); do \
 	  scratch=$$(mktemp -d); echo "== $$file"; (cd $$scratch && $(RUN) $$file) || exit 1; rm -rf $$scratch; done
 
-sanitizers: $(STAMPS)/dev  ## address, undefined-behaviour and thread sanitizers on the native core
+sanitizers: $(STAMPS)/dev  ## address and undefined-behaviour sanitizers on the native core
 	PYTHON=$(PY) bash tools/sanitizers.sh
 
 neon: $(STAMPS)/dev  ## the native core cross-compiled for aarch64, run under qemu

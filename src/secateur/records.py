@@ -8,6 +8,7 @@ Every record turns into plain JSON with ``to_record()`` and comes back with
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import types
 import typing
@@ -247,6 +248,27 @@ class Record(_Jsonable):
             return self.dense_spread[index]
         itself = self.dense_self_ratio[index]
         return min(itself, 1 / itself), max(itself, 1 / itself)
+
+    def drop(self, split: str | None = None) -> tuple[float, float] | None:
+        """(accuracy lost, its standard error) on one split; None where it was not measured on both sides.
+
+        Without ``split``: on ``test`` where there is one, else on the last that was taken.
+
+        Where both models saw the same samples the error is paired: it comes from the samples on which just one
+        of the two is right, ``sqrt(positive flips + negative flips - drop^2) / sqrt(n)``.
+        """
+        if len(self.dense.accuracy) != len(self.sparse.accuracy) or not self.dense.accuracy:
+            return None
+        pairs = {d.split: (d, s) for d, s in zip(self.dense.accuracy, self.sparse.accuracy, strict=True)}
+        split = split or ("test" if "test" in pairs else list(pairs)[-1])
+        if split not in pairs:
+            return None
+        dense, sparse = pairs[split]
+        lost = dense.top1 - sparse.top1
+        if split != "test" or self.agreement is None or self.agreement.samples != dense.samples:
+            return lost, math.hypot(dense.standard_error, sparse.standard_error)
+        one_right = 2 * self.agreement.negative_flips - lost
+        return lost, math.sqrt(max(one_right - lost * lost, 0.0) / dense.samples)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write this record as one self-contained page; see ``sc.to_html``.

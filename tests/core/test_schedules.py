@@ -59,3 +59,9 @@ def test_the_last_update_is_forced() -> None:
     for wrong in ((5, 4, 1), (0, 4, 0), (-1, 4, 1)):
         with pytest.raises(ValueError, match="begin <= end"):
             update_steps(*wrong)
+
+
+@pytest.mark.parametrize("spec", ["cubic(power=-1)", "one_cycle(alpha=0)"])
+def test_a_bad_hyperparameter_is_refused_when_it_is_named_not_in_the_middle_of_training(spec: str) -> None:
+    with pytest.raises(ValueError, match="has to be above 0"):
+        resolve_schedule(spec)

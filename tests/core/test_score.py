@@ -158,3 +158,8 @@ def test_reading_evidence_changes_nothing() -> None:
         if entry.level == "weight":
             score(name, evidence, LAYOUT, FILTER)
     assert all(torch.equal(weight[key], before[key]) for key in weight)
+
+
+def test_a_combination_without_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="maps each criterion to its weight"):
+        combine(["l1", "snip"])  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from secateur.core.units import parse_unit
 from secateur.deploy import load, save
 from secateur.io import Bundle, read_contents
 from secateur.model.masks import Masks, find_masks
+from secateur.train import prune
 from secateur.types import KeyLayout
 from tests.deploy.net import LAYOUT, UNITS, expect_state, make_net, mask_net, state_of, train_statistics
 from tests.io.forge import same_bytes
@@ -186,3 +188,11 @@ def test_a_mapping_and_records_with_to_record_can_be_saved(tmp_path: Path) -> No
     bundle = load(tmp_path / "m")
     assert isinstance(bundle, Bundle)
     assert (bundle.tensors["a"].tolist(), bundle.record) == ([0, 1, 2], {"step": 1, "sparsity": 0.5, "kept": 2})
+
+
+def test_a_copy_of_a_pruned_model_is_saved_dense_and_that_is_said(tmp_path: Path) -> None:
+    net = nn.Linear(40, 40)
+    prune(net, 0.9)
+    with pytest.warns(UserWarning, match=r"90 % of the weights are zero, but this model has no masks"):
+        large = save(copy.deepcopy(net), tmp_path / "copy.safetensors")
+    assert large > 2 * save(net, tmp_path / "net.safetensors")

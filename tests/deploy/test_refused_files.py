@@ -185,6 +185,11 @@ def test_missing_places_are_named(tmp_path: Path) -> None:
         save(nn.Linear(1, 1), tmp_path / "none" / "m")
     with pytest.raises(FileNotFoundError, match="no such file"):
         load(tmp_path / "none", into=nn.Linear(1, 1))
+    save(nn.Linear(1, 1), tmp_path / "there")
+    with pytest.raises(ValueError, match="into= is a str; give a module"):
+        load(tmp_path / "there", into="net")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="a list cannot be saved; give a module, or a mapping"):
+        save([torch.zeros(1)], tmp_path / "m")  # type: ignore[arg-type]
 
 
 def test_loading_imports_and_runs_nothing_that_the_file_names(tmp_path: Path) -> None:

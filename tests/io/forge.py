@@ -39,10 +39,9 @@ HOSTILE = [
     [0],
 ]
 HOSTILE += [
+    "rice",
     "gap8",
-    "gap16",
     "bits",
-    "index32",
     "kept",
     "removed",
     "bias",
@@ -54,7 +53,7 @@ HOSTILE += [
 
 
 def sample_bundle(seed: int = 0) -> Bundle:
-    """Every way of storing: whole, bits, gaps, indices, expanded from filters, tied, empty, 0-d."""
+    """Every way of storing: whole, bits, many gaps, one gap, expanded from filters, tied, empty, 0-d."""
     generator = torch.Generator().manual_seed(seed)
 
     def sparse(shape: tuple[int, ...], density: float, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,11 +151,31 @@ def test_records_that_contradict_themselves(
     refuse(tmp_path / "f", edited(content, edit), message)
 
 
-def test_an_index_out_of_range_is_named_with_its_tensor(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (140_000, "tensor index: index 150000 out of range for 140000 elements"),
+        (100, "tensor index: mask has 16 low bits per gap, too many for 1 positions among 100 elements"),
+    ],
+)
+def test_positions_beyond_the_end_are_named_with_their_tensor(
+    tmp_path: Path, content: bytes, size: int, message: str
+) -> None:
     def shrink(record: HEADER) -> None:
-        record["tensors"]["index"]["shape"] = record["units"]["index"]["shape"] = [100]
+        record["tensors"]["index"]["shape"] = record["units"]["index"]["shape"] = [size]
 
-    refuse(tmp_path / "f", edited(content, shrink), "tensor index: index 150000 out of range for 100 elements")
+    refuse(tmp_path / "f", edited(content, shrink), message)
+
+
+def test_forged_mask_bytes_with_a_fitting_checksum_are_refused(tmp_path: Path, content: bytes) -> None:
+    header, data = split(content)
+    begin, end = header["index#mask"]["data_offsets"]
+    assert list(data[begin:end]) == [16, 4, 18928 % 256, 18928 // 256]
+    forged = bytes([16, 6, 0, 0])
+    record = record_of(header)
+    record["crc32"]["index#mask"] = zlib.crc32(forged)
+    changed = join(sign(header, record), data[:begin] + forged + data[end:])
+    refuse(tmp_path / "f", changed, "tensor index: mask lists 2 positions, its record says 1")
 
 
 def slot(**changes: Any) -> Callable[[HEADER], None]:
@@ -215,8 +236,6 @@ def test_a_huge_header_length_allocates_nothing(tmp_path: Path) -> None:
 
 
 def test_booleans_are_zero_or_one(tmp_path: Path, content: bytes) -> None:
-    import zlib
-
     header, data = split(content)
     begin, end = header["flags"]["data_offsets"]
     forged = data[:begin] + b"\x01\x02\x00" + data[end:]

@@ -210,3 +210,16 @@ def test_masked_takes_masks_of_a_pruned_model_on_another() -> None:
     with masked(other, masks):
         expect_removed(other, dict(masks))
     expect_equal(other, dense)
+
+
+def test_undone_masks_do_nothing_any_more() -> None:
+    model = make_net()
+    masks = mask_model(model, random_unit_masks(model))
+    masks.undo()
+    before = bits(model)
+    uses = (masks.apply, masks.check, masks.undo, masks.mask_gradients, masks.after_load)
+    for use in (*uses, lambda: masks.attach(MOMENTUM(model.parameters())), lambda: masks.update({})):
+        with pytest.raises(ValueError, match="these masks were undone"):
+            use()
+    assert bits(model) == before
+    assert "Masks of" in repr(masks)

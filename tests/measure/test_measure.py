@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from secateur.core.units import parse_unit
+from secateur.deploy import save
 from secateur.measure import CONVENTION, SHRINKBENCH_CONVENTION, evaluate, measure
 from secateur.measure.notes import sentences
 from secateur.model.masks import Masks, register_masks
-from secateur.records import Latency, Record, SchedulePoint, TrainingCost
+from secateur.records import Accuracy, Agreement, Latency, Record, SchedulePoint, TrainingCost
+from secateur.train import prune
 from secateur.types import KeyLayout
 from tests.measure.networks import mask_of
 from tests.measure.test_energy import Rapl
@@ -251,3 +254,44 @@ def test_missing_or_spent_data_are_refused() -> None:
         measure(network(), network(), [{"x": torch.zeros(1, 20)}])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="plan is a int"):
         measure(network(), network(), example_inputs=torch.zeros(1, 20), batches=(), plan=3)
+
+
+@pytest.mark.parametrize("batches", [1, (0,), (8, -1), (True,)])
+def test_batch_sizes_are_whole_numbers_from_one(batches: Any) -> None:
+    with pytest.raises(ValueError, match="batches="):
+        measure(network(), network(), example_inputs=torch.zeros(1, 20), batches=batches)
+
+
+def test_the_bytes_are_those_of_the_file_that_keeps_the_plan(tmp_path: Path) -> None:
+    dense = network()
+    sparse = copy.deepcopy(dense)
+    masked(sparse)
+    plan = {"sparsity": 0.9, "words": "x" * 300}
+    record = measure(dense, sparse, example_inputs=torch.zeros(1, 20), batches=(), plan=plan)
+    assert record.sparse.sizes.file_bytes == save(sparse, tmp_path / "sparse", plan=plan)
+    assert record.dense.sizes.file_bytes == save(dense, tmp_path / "dense")
+
+
+def test_a_copy_without_its_masks_is_noticed() -> None:
+    dense = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    pruned = copy.deepcopy(dense)
+    prune(pruned, 0.9)
+    x = torch.zeros(2, 8)
+    notes = measure(dense, copy.deepcopy(pruned), example_inputs=x, batches=()).notes
+    assert any("this model has no masks (a deepcopy has none)" in note for note in notes)
+    assert not any("no masks" in note for note in measure(dense, pruned, example_inputs=x, batches=()).notes)
+
+
+def test_the_error_of_a_drop_is_paired_where_the_samples_are_the_same(record: Record) -> None:
+    """1,000 samples, 90 % against 88 %: 20 flips, all to the worse, tell more than two independent accuracies."""
+    sides = [Accuracy("test", 1000, top1, math.sqrt(top1 * (1 - top1) / 1000), 0.3, 0.02) for top1 in (0.90, 0.88)]
+    paired = replace(
+        record,
+        dense=replace(record.dense, accuracy=(sides[0],)),
+        sparse=replace(record.sparse, accuracy=(sides[1],)),
+        agreement=Agreement(1000, 0.98, 0.02, 0.01),
+    )
+    drop = paired.drop()
+    assert drop == pytest.approx((0.02, math.sqrt((0.02 - 0.02**2) / 1000)))
+    assert replace(paired, agreement=None).drop() == pytest.approx((0.02, math.sqrt(0.09 / 1000 + 0.1056 / 1000)))
+    assert paired.drop("train") is None

@@ -98,6 +98,34 @@ def test_gates_without_batch_norm_stand_at_the_layer():
     torch.testing.assert_close(found["gate_grad_sq"]["0.weight"], expected.detach())
 
 
+def test_a_norm_in_front_of_a_convolution_is_not_its_gate():
+    """Pre-activation networks: the gate of a convolution stands behind it, not at the norm before it."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(2, 4, 3, padding=1)]
+    for width in (4, 6, 4):
+        layers += [
+            nn.ReLU(),
+            nn.BatchNorm2d(layers[-1].out_channels),
+            nn.Conv2d(layers[-1].out_channels, width, 3, padding=1),
+        ]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 3)).double()
+    x, y = torch.randn(5, 2, 4, 4, dtype=torch.float64), torch.randint(0, 3, (5,))
+    layout = find_targets(net, unit="filter")
+    found = collect(net, ["gate_grad_sq"], layout, FILTER, Source((x, y), F.cross_entropy))["gate_grad_sq"]
+    net.eval()
+    for name in layout:
+        at = int(name.split(".")[0]) + 1
+        a = net[:at](x).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(net[at:](a), y), a)
+        torch.testing.assert_close(found[name], (a * slope).sum((0, 2, 3)).square().detach())
+
+
+@pytest.mark.parametrize(("choice", "message"), [({"mode": "foo"}, "'eval' and 'train'"), ({"batches": 0}, "from 1")])
+def test_a_source_refuses_what_it_cannot_do(choice: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message):
+        Source(**choice)  # type: ignore[arg-type]
+
+
 def test_the_model_is_left_as_it_was():
     net = network().train()
     net[4].eval()

@@ -106,3 +106,14 @@ def test_wrappers_are_looked_through():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     assert list(find_targets(torch.compile(net))) == ["0.weight", "1.weight"]  # type: ignore[arg-type]
     assert list(find_targets(nn.DataParallel(net))) == ["0.weight", "1.weight"]
+
+
+def test_layers_with_a_computed_weight_are_named_not_overlooked():
+    net = nn.Sequential(nn.Linear(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
+    with pytest.warns(UserWarning, match=r"'1' stay dense: the weight is computed by a parametrization"):
+        assert list(find_targets(net)) == ["0.weight"]
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(ValueError, match=r"a model is a torch.nn.Module; this is list"):
+        find_targets([1])  # type: ignore[arg-type]

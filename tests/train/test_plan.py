@@ -40,6 +40,8 @@ from secateur.types import NM
         ({"sparsity": 0.5, "within": "rows"}, "known are 'tensor'"),
         ({"sparsity": 0.5, "within": "filter"}, "known are 'tensor', 'row'"),
         ({"sparsity": 0.5, "within": "row", "unit": "filter"}, "selects weights inside rows"),
+        ({"sparsity": None, "unit": "2 of 4", "allocation": "erk"}, "do not apply; leave them out"),
+        ({"sparsity": None, "unit": "2 of 4", "min_density": 0.1}, "do not apply; leave them out"),
         ({"sparsity": None, "unit": "2 of 4", "schedule": "cubic", "end": 9}, "reached at once"),
     ],
 )
@@ -109,6 +111,10 @@ def test_every_named_plan_is_its_record(criterion: str, unit: str):
 def test_digests_tell_plans_apart():
     plans = [Plan(0.5), Plan(0.6), Plan(0.5, seed=1), Plan(0.5, policy="soft"), Plan(0.5, criterion="snip")]
     assert len({plan.digest for plan in plans}) == len(plans)
+    same = [Plan(0.5, initial=0), Plan(0.5, initial=0.0), Plan(0.5, targets=["a"]), Plan(0.5, targets=("a",))]
+    assert same[0] == same[1]
+    assert same[2] == same[3] == Plan.from_record(json.loads(json.dumps(same[2].to_record())))
+    assert len({plan.digest for plan in same}) == 2
 
 
 def mine(weight: Tensor) -> Tensor:

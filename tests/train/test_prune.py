@@ -173,7 +173,8 @@ def test_trained_networks_order_the_criteria_as_the_catalogue_found():
 def test_windows(within: str | NM):
     net = mlp()
     scores = {n: p.detach().abs() for n, p in net.named_parameters() if p.dim() > 1}
-    masks = sc.prune(net, 0.5 if within == "row" else None, within=within, allocation="uniform")
+    choices = {"sparsity": 0.5, "allocation": "uniform"} if within == "row" else {}
+    masks = sc.prune(net, within=within, **choices)  # type: ignore[arg-type]
     for name, score in scores.items():
         for row, kept in zip(score, masks[name], strict=True):
             window = len(row) if within == "row" else within.of  # type: ignore[union-attr]
@@ -277,3 +278,19 @@ def test_combined_ranks_are_an_average_of_ranks():
 
     flat = torch.cat([s.flatten() for s in both.values()])
     torch.testing.assert_close(flat.double(), ranks(parts[0]) + ranks(parts[1]))
+
+
+def test_scores_are_not_the_memory_of_the_model():
+    net = mlp()
+    before = net[0].weight.detach().clone()
+    for value in sc.score(net, lambda weight: weight).values():
+        value.zero_()
+    assert torch.equal(net[0].weight, before)
+
+
+def test_random_pruning_with_the_densities_of_another_method():
+    """The control that separates where to prune from how much in each layer."""
+    masks = sc.prune(mlp(), 0.8)
+    control = sc.prune(mlp(), 0.8, criterion="random", allocation=lambda sizes: {n: masks.kept(n) for n in sizes})
+    assert [control.kept(n) for n in control] == [masks.kept(n) for n in masks]
+    assert any((control[n] != masks[n]).any() for n in masks)

@@ -204,6 +204,33 @@ def test_a_checkpoint_of_another_plan_is_refused():
         two.load_state_dict(one.state_dict())
 
 
+def test_a_plan_that_cannot_be_written_down_still_resumes():
+    def start(criterion: object) -> Pruner:
+        return Pruner(mlp(), Plan(0.5, criterion=criterion, targets=nn.Linear, schedule="linear", end=4))  # type: ignore[arg-type]
+
+    one = start(lambda weight: weight.abs())
+    one.step()
+    two = start(lambda weight: weight.abs())
+    two.load_state_dict(one.state_dict())
+    assert two.clock == 1
+    assert two.history == one.history
+    with pytest.raises(ValueError, match="differs in criterion"):
+        start("magnitude").load_state_dict(one.state_dict())
+
+
+def test_what_is_no_plan_is_refused():
+    with pytest.raises(ValueError, match=r"plan=0.9: give a Plan"):
+        Pruner(mlp(), 0.9)  # type: ignore[arg-type]
+
+
+def test_undoing_ends_the_pruner():
+    pruner = Pruner(mlp(), Plan(0.5, schedule="linear", end=4))
+    pruner.step()
+    pruner.masks.undo()
+    with pytest.raises(ValueError, match="these masks were undone"):
+        pruner.step()
+
+
 def test_only_one_clock():
     net = mlp()
     pruner = Pruner(net, Plan(0.5, begin=3))

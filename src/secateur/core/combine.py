@@ -76,6 +76,8 @@ def combine(parts: Mapping[str, float], how: How = "rank") -> Combination:
         >>> combine({"l1": 1.0, "snip": 2.0}).spec
         "combine(l1=1.0, snip=2.0, how='rank')"
     """
+    if not isinstance(parts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"combine({parts!r}): give a mapping that maps each criterion to its weight, {{'l1': 1.0}}")
     return Combination(tuple((name, weight) for name, weight in parts.items()), how)
 
 

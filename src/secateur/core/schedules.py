@@ -206,7 +206,7 @@ def resolve_schedule(value: str | ScheduleEntry | Callable[..., float]) -> Sched
     """The row for a name, a spec such as ``"cubic(power=2)"``, or a function of (progress, initial, final).
 
     Raises:
-        ValueError: for an unknown name, or a function with other inputs.
+        ValueError: for an unknown name, a hyper-parameter out of range, or a function with other inputs.
 
     Example:
         >>> resolve_schedule("cubic(power=1)").function(0.5, 0.0, 0.8)
@@ -215,6 +215,8 @@ def resolve_schedule(value: str | ScheduleEntry | Callable[..., float]) -> Sched
     entry = resolve("schedule", SCHEDULES, value, _by_hand)
     if len(needs(entry.function)) != 3:
         raise ValueError(f"schedule {value!r} takes {needs(entry.function)}: it needs progress, initial, final")
+    if isinstance(value, str) and "(" in value:
+        entry.function(0.5, 0.0, 0.5)  # refuses bad hyper-parameters now, not at the first update of a long training
     return entry
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, overload
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from secateur.core.units import parse_unit
 from secateur.deploy.filling import check_contents, check_masks, check_ties, swap_in, target_tensors
 from secateur.io import Bundle, Contents, read, write
-from secateur.model.mask_checks import check_shapes
+from secateur.model.mask_checks import check_shapes, zeros_without_masks
 from secateur.model.masks import Masks, find_masks, register_masks
 from secateur.model.names import clean_name, unwrap
 from secateur.types import Layout, Tensors
@@ -70,9 +71,14 @@ def save(
         masks = find_masks(root) if masks is None else masks
         if masks is not None and masks.model is root:
             masks.check()
+        unseen = zeros_without_masks(root) if masks is None else None
+        if unseen:
+            warnings.warn(f"the file will be as large as the dense one: {unseen}", stacklevel=2)
         tensors = _clean(root.state_dict())
-    else:
+    elif isinstance(model, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         tensors = dict(model)
+    else:
+        raise ValueError(f"a {type(model).__name__} cannot be saved; give a module, or a mapping of named tensors")
     if masks is None:
         return write(path, Bundle(tensors, plan=_json(plan), record=_json(record)))
     spec = masks.unit.spec
@@ -124,6 +130,8 @@ def load(
     """
     if into is None:
         return read(path, expand=_expand, max_bytes=max_bytes)
+    if not callable(into):  # modules are callable too
+        raise ValueError(f"into= is a {type(into).__name__}; give a module, or a callable that makes one")
     target = into if isinstance(into, nn.Module) else into()
     if not isinstance(target, nn.Module):
         raise ValueError(f"into= made a {type(target).__name__}; give a module, or a callable that makes one")

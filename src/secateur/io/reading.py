@@ -59,7 +59,7 @@ def read(
 
     Every number in the header is checked against the file's size before memory is taken for it, every
     tensor against its checksum. Memory: the stored bytes, the dense tensors, their masks, and while one
-    mask is decoded at most 16 bytes for each of its stored bytes.
+    mask is decoded at most 64 MiB.
 
     Args:
         path: the file.

@@ -36,9 +36,9 @@ class _Packed:
 def write(path: str | os.PathLike[str], bundle: Bundle, *, masks: Tensors | None = None) -> int:
     """Write a bundle as one safetensors file, atomically.
 
-    Of a masked tensor the kept values and the smallest coding of its unit mask are stored, so that a
-    float32 tensor at sparsity S takes about ``(1 - S) 4 n + min(n / 8, (1 - S) n)`` bytes. A killed writer
-    leaves the old file (see ``secateur.io.atomic``).
+    Of a masked tensor the kept values and the smaller coding of its unit mask are stored, so that a
+    float32 tensor at sparsity S takes about ``(1 - S) 4 n + H(S) n / 8`` bytes, H the binary entropy in
+    bits. A killed writer leaves the old file (see ``secateur.io.atomic``).
 
     Args:
         path: file to make or replace.

@@ -20,7 +20,7 @@ def environment() -> Environment:
 
     Returns:
         ``cores`` are those this process may use, ``threads`` torch's, ``isa`` the native core's
-        instruction set ("reference" without the core).
+        instruction set ("torch" without the core).
 
     Example:
         >>> environment().torch == torch.__version__

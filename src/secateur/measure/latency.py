@@ -124,7 +124,8 @@ class Speed:
         latency: of dense, of sparse.
         ratio: median of dense / median of sparse.
         itself: median of dense / median of dense measured a second time in the same rounds.
-        spread: 10 and 90 % quantiles of that ratio round by round; a ``ratio`` inside is no gain.
+        spread: how far the ratio of equal models strays, round by round (10 and 90 % quantiles of dense against
+            itself and of the sparse model's own noise, the wider); a ``ratio`` inside is no gain.
     """
 
     latency: tuple[tuple[Latency, ...], tuple[Latency, ...]]
@@ -154,15 +155,23 @@ def against_itself(
         latency=(tuple(row["dense"] for row in rows), tuple(row["sparse"] for row in rows)),
         ratio=tuple(row["dense"].median_ms / row["sparse"].median_ms for row in rows),
         itself=tuple(row["dense"].median_ms / row["dense again"].median_ms for row in rows),
-        spread=tuple(_spread(run["dense"], run["dense again"]) for run in runs),
+        spread=tuple(_spread(run["dense"], run["dense again"], run["sparse"]) for run in runs),
     )
 
 
-def _spread(one: Times, other: Times) -> tuple[float, float]:
-    """Which of the two is named first must not matter, so every ratio counts with its inverse."""
-    ratios = [a / b for a, b in zip(one.ms, other.ms, strict=True)]
-    both = ratios + [1 / ratio for ratio in ratios]
-    return quantile(both, 0.1), quantile(both, 0.9)
+def _spread(dense: Times, again: Times, sparse: Times) -> tuple[float, float]:
+    """How far the ratio of two equally fast models strays: by the dense model's noise and by the sparse one's.
+
+    Which of the two is named first must not matter, so every ratio counts with its inverse.
+    """
+    itself = [a / b for a, b in zip(dense.ms, again.ms, strict=True)]
+    against = [a / b for a, b in zip(dense.ms, sparse.ms, strict=True)]
+    middle = quantile(against, 0.5)
+    ranges: list[tuple[float, float]] = []
+    for ratios in (itself, [ratio / middle for ratio in against]):
+        both = ratios + [1 / ratio for ratio in ratios]
+        ranges.append((quantile(both, 0.1), quantile(both, 0.9)))
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def repeated(inputs: Any, batch: int) -> Any:

@@ -20,6 +20,7 @@ from secateur.measure.macs import Compat
 from secateur.measure.notes import sentences
 from secateur.measure.sizes import sizes
 from secateur.model.batches import to_device
+from secateur.model.mask_checks import zeros_without_masks
 from secateur.model.masks import Masks, find_masks
 from secateur.model.names import parameters_by_name, unwrap
 from secateur.records import (
@@ -32,6 +33,7 @@ from secateur.records import (
     SchedulePoint,
     Shares,
     Side,
+    Sizes,
     TrainingCost,
 )
 
@@ -96,16 +98,17 @@ def measure(
         arXiv 2003.03033.
     """
     _refuse(dense, sparse, data, train)
-    plan = _plan(plan)
+    batches, plan = _batch_sizes(batches), _plan(plan)
     masks = _checked(find_masks(sparse) if masks is None else masks)
+    unseen = zeros_without_masks(sparse) if masks is None else None
     inputs = _inputs(dense, data, example_inputs)
     fits = _fits(dense, sparse, data, train)
-    speed = against_itself(dense, sparse, inputs, tuple(batches), rounds=rounds, threads=threads, budget_s=budget_s)
-    joules, no_joules = _energy((dense, sparse), inputs, tuple(batches), threads)
+    speed = against_itself(dense, sparse, inputs, batches, rounds=rounds, threads=threads, budget_s=budget_s)
+    joules, no_joules = _energy((dense, sparse), inputs, batches, threads)
     counts = count(dense, inputs, compat=compat), count(sparse, inputs, masks=masks, compat=compat)
-    paths = effective(dense), effective(sparse, masks)
+    paths, files = (effective(dense), effective(sparse, masks)), (sizes(dense), sizes(sparse, masks, plan=plan))
     sides = [
-        _side(name, model, counts[i], paths[i], fits.accuracy[i], speed.latency[i], joules[i], masks if i else None)
+        _side(name, model, counts[i], paths[i], fits.accuracy[i], speed.latency[i], joules[i], files[i])
         for i, (name, model) in enumerate((("dense", dense), ("sparse", sparse)))
     ]
     record = Record(
@@ -126,7 +129,7 @@ def measure(
         environment=_environment(threads),
         dense_spread=speed.spread,
     )
-    return replace(record, notes=(*sentences(record), *_left_out(counts[1], paths[1], no_joules)))
+    return replace(record, notes=(*sentences(record), *_left_out(counts[1], paths[1], no_joules, unseen)))
 
 
 def _checked(masks: Masks | None) -> Masks | None:
@@ -157,6 +160,12 @@ def _refuse(dense: nn.Module, sparse: nn.Module, data: Data | None, train: Data 
             raise ValueError(
                 f"{name} is an iterator, which can be read once only; give the loader or a list of batches"
             )
+
+
+def _batch_sizes(batches: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(batches, Sequence) or any(type(size) is not int or size < 1 for size in batches):
+        raise ValueError(f"batches={batches!r}: give a sequence of whole numbers from 1 on, such as (1, 256), or ()")
+    return tuple(batches)
 
 
 def _storages(model: nn.Module) -> dict[tuple[torch.device, int], str]:
@@ -211,7 +220,7 @@ def _side(
     accuracy: tuple[Accuracy, ...],
     latency: tuple[Latency, ...],
     energy: tuple[Energy, ...],
-    masks: Masks | None,
+    file_sizes: Sizes,
 ) -> Side:
     return Side(
         name=name,
@@ -220,7 +229,7 @@ def _side(
         macs=counts.macs,
         macs_kept=counts.macs_kept,
         effective_kept=paths.parameters,
-        sizes=sizes(model, masks),
+        sizes=file_sizes,
         accuracy=accuracy,
         latency=latency,
         energy=energy,
@@ -249,7 +258,7 @@ def _plan(plan: Any) -> dict[str, Any] | None:
     return plan.to_record()
 
 
-def _left_out(counts: Counts, paths: Effective, no_joules: str | None) -> list[str]:
+def _left_out(counts: Counts, paths: Effective, no_joules: str | None, unseen: str | None) -> list[str]:
     found: list[str] = []
     if counts.uncounted:
         names = ", ".join(repr(name) for name in counts.uncounted)
@@ -258,4 +267,6 @@ def _left_out(counts: Counts, paths: Effective, no_joules: str | None) -> list[s
         found.append(f"effective compression is not counted, because {paths.reason}")
     if no_joules is not None:
         found.append(f"joules are not measured: {no_joules}")
+    if unseen is not None:
+        found.append(unseen)
     return found

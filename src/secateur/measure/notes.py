@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from secateur.records import Accuracy, Agreement, Record
+from secateur.records import Record
 
 __all__ = ["sentences"]
 
@@ -67,26 +65,18 @@ def _file(record: Record) -> list[str]:
 
 def _fit(record: Record) -> list[str]:
     found: list[str] = []
-    for dense, sparse in zip(record.dense.accuracy, record.sparse.accuracy, strict=True):
-        drop = dense.top1 - sparse.top1
-        paired = record.agreement if record.agreement and record.agreement.samples == dense.samples else None
-        error = _error_of_difference(dense, sparse, paired)
+    for sparse in record.sparse.accuracy:
+        measured = record.drop(sparse.split)
+        if measured is None:
+            continue
+        drop, error = measured
         size = f"{abs(100 * drop):.1f} points {'lower' if drop > 0 else 'higher'}"
-        spread = f"(standard error of the difference {100 * error:.1f}, {dense.samples} samples)"
+        spread = f"(standard error of the difference {100 * error:.1f}, {sparse.samples} samples)"
         if abs(drop) <= 2 * error or drop == 0:
-            found.append(f"no measurable change of accuracy on {dense.split}: {size} {spread}")
+            found.append(f"no measurable change of accuracy on {sparse.split}: {size} {spread}")
         else:
-            found.append(f"accuracy on {dense.split} is {size} {spread}")
+            found.append(f"accuracy on {sparse.split} is {size} {spread}")
     return found
-
-
-def _error_of_difference(dense: Accuracy, sparse: Accuracy, paired: Agreement | None) -> float:
-    """Paired, from the samples on which just one of the two is right, where both saw the same; else independent."""
-    if paired is None or dense.split != "test":
-        return math.hypot(dense.standard_error, sparse.standard_error)
-    drop = dense.top1 - sparse.top1
-    one_right = 2 * paired.negative_flips - drop  # negative flips and positive flips
-    return math.sqrt(max(one_right - drop * drop, 0.0) / dense.samples)
 
 
 def _paths(record: Record) -> list[str]:

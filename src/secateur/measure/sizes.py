@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import tempfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from secateur.deploy.files import save
-from secateur.model.masks import Masks
+from secateur.model.masks import Masks, find_masks
 from secateur.model.names import unwrap
 from secateur.records import Sizes
 
@@ -22,12 +24,13 @@ _GZIP_WINDOW = 31  # 15 bits of window, and 16 for the gzip header
 _CHUNK = 1 << 20
 
 
-def sizes(model: nn.Module, masks: Masks | None = None) -> Sizes:
+def sizes(model: nn.Module, masks: Masks | None = None, *, plan: Mapping[str, Any] | None = None) -> Sizes:
     """Bytes on disk, three ways.
 
     Args:
         model: any module with real values.
         masks: which weights this library's file leaves out; default: those registered for the model.
+        plan: kept in the file too, which costs some hundred bytes.
 
     Returns:
         The state dict as plain safetensors; that file by gzip (level 6, its default); and what ``sc.save`` writes.
@@ -44,8 +47,11 @@ def sizes(model: nn.Module, masks: Masks | None = None) -> Sizes:
     packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
     gzipped = sum(len(packer.compress(plain[i : i + _CHUNK])) for i in range(0, len(plain), _CHUNK))
     gzipped += len(packer.flush())
+    masks = find_masks(model) if masks is None else masks
+    # The bare tensors where there are no masks: save would warn of zeros that measure has a note for.
+    content = unwrap(model).state_dict() if masks is None else model
     with tempfile.TemporaryDirectory() as folder:
-        ours = save(model, Path(folder) / "model.safetensors", masks=masks)
+        ours = save(content, Path(folder) / "model.safetensors", masks=masks, plan=plan)
     return Sizes(plain_bytes=len(plain), gzip_bytes=gzipped, file_bytes=ours)
 
 

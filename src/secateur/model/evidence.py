@@ -63,6 +63,12 @@ class Source:
     mode: Literal["eval", "train"] = "eval"
     streamed: Evidence | None = None
 
+    def __post_init__(self) -> None:
+        if self.mode not in ("eval", "train"):
+            raise ValueError(f"mode={self.mode!r}; known are 'eval' and 'train'")
+        if type(self.batches) is not int or self.batches < 1:
+            raise ValueError(f"batches={self.batches!r}: how many batches to read, a whole number from 1")
+
 
 def collect(
     model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, source: Source

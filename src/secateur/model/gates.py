@@ -46,13 +46,13 @@ def gate_places(model: nn.Module, layout: Layout, run: Any) -> dict[str, tuple[n
             )
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     outputs: dict[nn.Module, list[Tensor]] = {module: [] for module in layers.values()}
-    readers: dict[int, nn.Module] = {}
+    readers: list[tuple[Any, nn.Module]] = []  # the tensors themselves: the id of one that died is soon another's
 
     def remember(module: nn.Module, _: Any, output: Any) -> None:
         outputs[module].append(output)
 
     def reading(module: nn.Module, inputs: Any) -> None:
-        readers[id(inputs[0])] = module
+        readers.append((inputs[0], module))
 
     handles = [m.register_forward_hook(remember) for m in outputs]
     handles += [m.register_forward_pre_hook(reading) for m in norms]
@@ -68,7 +68,7 @@ def gate_places(model: nn.Module, layout: Layout, run: Any) -> dict[str, tuple[n
         if len(seen) != 1:
             how = "never" if not seen else f"{len(seen)} times"
             raise ValueError(f"the module of {name!r} is called {how} in one pass; a gate needs exactly one call")
-        place = readers.get(id(seen[0]), module)
+        place = next((norm for tensor, norm in readers if tensor is seen[0]), module)
         places[name] = (place, -1 if isinstance(module, nn.Linear) else 1)
     return places
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from secateur.model.names import canonical_names
+from secateur.model.names import canonical_names, unwrap
+from secateur.model.registry import find_masks
+from secateur.model.sharding import local, part_of, take
 from secateur.types import KeyLayout, Layout, Unit
 
-__all__ = ["check_shapes", "numel", "untie"]
+__all__ = ["check_shapes", "check_zeros", "numel", "untie", "zeros_without_masks"]
 
 
 def numel(shape: Iterable[int]) -> int:
@@ -57,3 +59,35 @@ def check_shapes(unit_masks: Mapping[str, Tensor], unit: Unit, layout: Layout) -
                 f"mask for {name!r} has shape {tuple(mask.shape)}; unit {unit.spec!r} of a parameter of shape "
                 f"{layout[name].shape} needs {unit.grid(layout[name])}"
             )
+
+
+def check_zeros(name: str, parameter: Tensor, mask: Tensor) -> None:
+    """Make sure that the removed weights of a parameter are still zero.
+
+    Raises:
+        ValueError: if some have grown back, with how many.
+    """
+    values = local(parameter).detach()
+    regrown = int(((values != 0) & ~take(mask, part_of(parameter)).to(values.device)).sum())
+    if regrown:
+        raise ValueError(
+            f"{regrown} removed weights of {name!r} are no longer zero: the model was trained or loaded "
+            "without its masks. Train with masks.attach(optimizer), or call masks.apply() to remove them again"
+        )
+
+
+def zeros_without_masks(model: nn.Module) -> str | None:
+    """What to say about a model that looks pruned but has no masks; None where there is nothing to say.
+
+    Half or more zeros in the weights of a model are no accident: it is a copy of a pruned one, most likely.
+    """
+    root = unwrap(model)
+    weights = [parameter.detach() for parameter in root.parameters() if parameter.dim() > 1]
+    total = sum(weight.numel() for weight in weights)
+    zeros = total - sum(int(torch.count_nonzero(weight)) for weight in weights)
+    if find_masks(root) is not None or total == 0 or 2 * zeros < total:
+        return None
+    return (
+        f"{100 * zeros / total:.0f} % of the weights are zero, but this model has no masks (a deepcopy has none), "
+        "so they count as kept: give masks=, or prune the copy"
+    )

@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 
 from secateur import native
 from secateur.model.attach import Attachments
-from secateur.model.mask_checks import check_shapes, numel, untie
+from secateur.model.mask_checks import check_shapes, check_zeros, numel, untie
 from secateur.model.names import unwrap
 from secateur.model.packed import PackedMasks
 from secateur.model.places import Places
 from secateur.model.registry import find_masks, forget_masks, register_masks
 from secateur.model.removed import RemovedValues
-from secateur.model.sharding import local, part_of, take
+from secateur.model.sharding import part_of, take
 from secateur.model.summary import shares_of, summary
 from secateur.records import Shares
 from secateur.types import KeyLayout, Layout, Unit
@@ -58,7 +58,8 @@ class Masks(Mapping[str, Tensor]):
         self, model: nn.Module, unit_masks: Mapping[str, Tensor], unit: Unit, layout: Layout, *, undo: bool = True
     ) -> None:
         root = unwrap(model)
-        self._model = ref(root)
+        self._model: Callable[[], nn.Module | None] = ref(root)
+        self._undone = False
         self.unit = unit
         self.unit_masks, self.layout = untie(root, unit_masks, layout)
         self._removed = RemovedValues() if undo else None
@@ -88,11 +89,15 @@ class Masks(Mapping[str, Tensor]):
         """The model these masks belong to.
 
         Raises:
-            ValueError: if it has been deleted; the masks hold it weakly.
+            ValueError: if it has been deleted (masks hold it weakly), or the masks were undone.
         """
         model = self._model()
         if model is None:
-            raise ValueError("the model of these masks has been deleted; masks hold their model weakly")
+            raise ValueError(
+                "these masks were undone: the model is dense again. Prune it again"
+                if self._undone
+                else "the model of these masks has been deleted; masks hold their model weakly"
+            )
         return model
 
     def kept(self, name: str) -> int:
@@ -106,7 +111,8 @@ class Masks(Mapping[str, Tensor]):
     def __str__(self) -> str:
         return summary(self)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return f"<Masks of {len(self)} tensors by unit {self.unit.spec}>"
 
     # -- acting on the model ------------------------------------------------------------------
 
@@ -128,14 +134,7 @@ class Masks(Mapping[str, Tensor]):
             ValueError: if some have grown back, with the parameter and how many.
         """
         for name, parameter in self._parameters().items():
-            values, part = local(parameter).detach(), part_of(parameter)
-            mask = take(self[name], part)
-            regrown = int(((values != 0) & ~mask.to(values.device)).sum())
-            if regrown:
-                raise ValueError(
-                    f"{regrown} removed weights of {name!r} are no longer zero: the model was trained or loaded "
-                    "without its masks. Train with masks.attach(optimizer), or call masks.apply() to remove them again"
-                )
+            check_zeros(name, parameter, self[name])
 
     def update(self, unit_masks: Mapping[str, Tensor]) -> None:
         """Replace the unit masks of some or all keys and apply them; values that return are restored.
@@ -231,6 +230,7 @@ class Masks(Mapping[str, Tensor]):
         self.detach()
         if find_masks(root) is self:
             forget_masks(root)
+        self._undone, self._model = True, lambda: None
 
     def commit(self) -> None:
         """Give up the removed values and free their memory; the masks stay."""

@@ -32,6 +32,8 @@ def unwrap(model: nn.Module) -> nn.Module:
         >>> unwrap(nn.DataParallel(net)) is net
         True
     """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"a model is a torch.nn.Module; this is {type(model).__name__}")
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module

@@ -7,6 +7,7 @@ embeddings, or a head tied to an embedding. A unit that removes outputs leaves t
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -63,6 +64,8 @@ def find_targets(
         if targets is None
         else _select(root, targets, known, "targets")
     )
+    if targets is None:
+        _say_what_is_skipped(root)
     if targets is None and unit in REMOVES_OUTPUTS:
         chosen = {name for name in chosen if known[name].role != "output"}
     if exclude is not None:
@@ -115,6 +118,22 @@ def _weights_of(module: nn.Module) -> Iterable[tuple[str, Kind, int]]:
     elif isinstance(module, nn.MultiheadAttention):
         for attribute in _ATTENTION:
             yield attribute, "linear", 1
+
+
+def _say_what_is_skipped(root: nn.Module) -> None:
+    """Layers whose weight is computed anew at every call have no parameter to prune; nobody should overlook them."""
+    skipped = [
+        clean_name(path)
+        for path, module in root.named_modules()
+        if isinstance(module, (nn.Linear, _ConvNd)) and "weight" not in module._parameters
+    ]
+    if skipped:
+        warnings.warn(
+            f"{', '.join(map(repr, skipped[:5]))}{' and others' if skipped[5:] else ''} stay dense: the weight is "
+            "computed by a parametrization (weight_norm, torch.nn.utils.prune), so there is no plain parameter. "
+            "Fold it first, with torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove",
+            stacklevel=4,
+        )
 
 
 def _ties_embedding(root: nn.Module, group: tuple[str, ...]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from secateur.records import Record, Report
 from secateur.report import numbers
 from secateur.report.columns import notes
@@ -104,21 +102,13 @@ def _file_words(record: Record) -> str:
     return "not smaller"
 
 
-def _drop(record: Record) -> tuple[float, float] | None:
-    """(loss of accuracy, standard error of the difference)."""
-    dense, sparse = figure_of_fit(record.dense), figure_of_fit(record.sparse)
-    if dense is None or sparse is None:
-        return None
-    return dense.top1 - sparse.top1, math.hypot(dense.standard_error, sparse.standard_error)
-
-
 def _fit_sentence(report: Report) -> str:
-    drops = [(name, record, _drop(record)) for name, record in zip(report.names, report.records, strict=True)]
+    drops = [(name, record, record.drop()) for name, record in zip(report.names, report.records, strict=True)]
     known = [(name, record, drop) for name, record, drop in drops if drop is not None]
     if not known:
         name, record, _ = max(drops, key=lambda row: _file_factor(row[1]))
         return f"No accuracy was measured. Smallest file: {name}, {_file_sentence(record)}."
-    equal = [row for row in known if row[2][0] <= 2 * row[2][1]]
+    equal = [row for row in known if row[2][0] <= max(2 * row[2][1], 0.0)]
     if equal:
         name, record, _ = max(equal, key=lambda row: _file_factor(row[1]))
         verdict = "loses no measurable accuracy"

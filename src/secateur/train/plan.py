@@ -84,6 +84,9 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("targets", "exclude"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         self._settle_pattern()
         _check_share("sparsity", self.sparsity, below_one=True)
         _check_share("initial", self.initial, below_one=True)
@@ -143,6 +146,11 @@ class Plan:
             )
         if self.schedule != "one_shot" and self.last == self.begin and not self.is_pattern:
             raise ValueError(f"schedule={_shown(self.schedule)} needs end > begin (begin={self.begin}, end={self.end})")
+        if self.is_pattern and (self.allocation != "global" or self.min_density != 0.0):
+            raise ValueError(
+                f"within={self.within} fixes how much every row keeps, so allocation={_shown(self.allocation)} and "
+                f"min_density={self.min_density} do not apply; leave them out"
+            )
         if self.is_pattern and self.schedule != "one_shot":
             raise ValueError(
                 f"within={self.within} is reached at once; a gradual schedule does not apply. Leave schedule out"
@@ -209,6 +217,16 @@ class Plan:
             record[name] = _selector_record(name, record[name])
         return record
 
+    def describe(self) -> dict[str, str]:
+        """Every choice as text, also those that cannot be written down; to tell plans apart, not to make them again."""
+        described: dict[str, str] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            value = getattr(value, "spec", value)
+            named = value if hasattr(value, "__qualname__") else type(value) if callable(value) else None
+            described[field.name] = str(value) if named is None else f"{named.__module__}:{named.__qualname__}"
+        return described
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Plan:
         """The inverse of ``to_record``.
@@ -227,7 +245,8 @@ class Plan:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that name this plan; equal plans have equal digests."""
-        text = json.dumps(self.to_record(), sort_keys=True, separators=(",", ":"))
+        numbers = {name: float(getattr(self, name)) for name in ("sparsity", "initial")}
+        text = json.dumps({**self.to_record(), **numbers}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

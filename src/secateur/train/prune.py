@@ -78,9 +78,12 @@ def score(
     parsed, _ = parse_unit(unit)
     entry = resolve_criterion(criterion)
     layout = find_targets(model, targets, exclude, unit=unit_name(parsed))
-    source = Source(data, loss, step, batches or batches_needed(entry), init, seed, mode)
+    source = Source(data, loss, step, batches_needed(entry) if batches is None else batches, init, seed, mode)
     evidence = collect(model, evidence_needed(entry), layout, parsed, source)
-    return score_units(entry, evidence, layout, parsed, reduce)
+    scores = score_units(entry, evidence, layout, parsed, reduce)
+    weights = {tensor.data_ptr() for kind in ("weight", "init") for tensor in evidence.get(kind, {}).values()}
+    # A criterion may return its input; the caller's scores must not be the model's memory.
+    return {name: value.clone() if value.data_ptr() in weights else value for name, value in scores.items()}
 
 
 def prune(
@@ -107,7 +110,8 @@ def prune(
 ) -> Any:
     """Prune once: score, allocate, select, and set the removed weights to zero.
 
-    Of N units at sparsity S exactly ``floor(S * N + 0.5)`` go; of equal scores the first in order goes first.
+    Of N units at sparsity S exactly ``floor(S * N + 0.5)`` go (``uniform`` rounds so for each parameter,
+    ``within="row"`` for each row); of equal scores the first in order goes first.
     What earlier masks of this model removed stays removed and counts.
 
     Args:
@@ -155,7 +159,8 @@ def prune(
         min_density=min_density,
         seed=seed,
     )
-    source = Source(data, loss, step, batches or batches_needed(plan.criterion), init, seed, mode)
+    batches = batches_needed(plan.criterion) if batches is None else batches
+    source = Source(data, loss, step, batches, init, seed, mode)
     return _prune_once(model, plan, source, inplace=inplace, undo=undo)
 
 

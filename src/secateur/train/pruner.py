@@ -73,6 +73,8 @@ class Pruner:
         init: Mapping[str, Tensor] | None = None,
         mode: Literal["eval", "train"] = "eval",
     ) -> None:
+        if not isinstance(plan, Plan):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"plan={plan!r}: give a Plan, e.g. Plan(sparsity=0.9, schedule='cubic', end=1000)")
         if find_masks(model) is not None:
             raise ValueError("this model already has masks; call their undo() first, or go on with their pruner")
         self.plan = plan
@@ -83,7 +85,8 @@ class Pruner:
         if "init" in needed and init is None:
             root = unwrap(model)
             init = {name: full(find_parameter(root, name)).detach().clone() for name in self._layout}
-        self._source = Source(data, loss, step, batches or batches_needed(entry), init, plan.seed, mode)
+        batches = batches_needed(entry) if batches is None else batches
+        self._source = Source(data, loss, step, batches, init, plan.seed, mode)
         streamed = [k for k in needed if k in STREAMED_KINDS and (k not in GRADIENT_KINDS or data is None)]
         self._stream = StreamingEvidence(streamed)
         self._due = frozenset(plan.updates)
@@ -143,7 +146,7 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """Clock, masks, removed values, streamed evidence and history: tensors and plain values for a checkpoint."""
         return {
-            "plan": self.plan.to_record(),
+            "plan": self.plan.describe(),
             "clock": self._clock,
             "masks": self.masks.state_dict(),
             "stream": self._stream.state_dict(),
@@ -157,8 +160,8 @@ class Pruner:
         Raises:
             ValueError: if the checkpoint is of another plan.
         """
-        if state["plan"] != self.plan.to_record():
-            changed = [k for k, v in self.plan.to_record().items() if state["plan"].get(k) != v]
+        if state["plan"] != self.plan.describe():
+            changed = [k for k, v in self.plan.describe().items() if state["plan"].get(k) != v]
             raise ValueError(f"this checkpoint is of another plan; it differs in {', '.join(changed)}")
         self.masks.load_state_dict(state["masks"])
         self._clock = int(state["clock"])
