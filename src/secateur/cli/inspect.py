@@ -102,7 +102,7 @@ def _plain(path: Path) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from secateur.report.numbers import data_size
+    from secateur.text import data_size
 
     rows = [_row(entry) for entry in found["tensors"]]
     numbers = ("kept", "of", "removed", "bytes")

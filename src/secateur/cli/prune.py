@@ -108,7 +108,7 @@ def _run(model: str, weights: Path | None, output: Path, choices: dict[str, Any]
 
 def _say(masks: Masks, output: Path, written: int) -> None:
     from secateur.measure.sizes import plain_bytes
-    from secateur.report.numbers import data_size
+    from secateur.text import data_size
 
     plain = len(plain_bytes(masks.model))
     print_line(str(masks))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateur.records import Record
+from secateur.text import data_size
 
 __all__ = ["sentences"]
 
@@ -49,13 +50,13 @@ def _file(record: Record) -> list[str]:
         record.sparse.sizes.gzip_bytes,
     )
     factor = plain / max(ours, 1)
-    change = f"({bytes_text(plain)} as a plain checkpoint, {bytes_text(ours)} as saved here)"
+    change = f"({data_size(plain)} as a plain checkpoint, {data_size(ours)} as saved here)"
     if factor < 1.005:
         found = [f"no gain here in bytes: the file is {1 / factor:.2f} x the plain checkpoint {change}"]
     else:
         found = [f"the file is {factor:.1f} x smaller {change}"]
     if gzipped <= ours:
-        found.append(f"gzip of a plain checkpoint of the sparse model is no larger: {bytes_text(gzipped)}")
+        found.append(f"gzip of a plain checkpoint of the sparse model is no larger: {data_size(gzipped)}")
     single = plain >= 3.5 * record.dense.parameters  # four bytes a weight: float32
     if single and factor < 4:
         rivals = "bfloat16 (about 2 x) or int8 (about 4 x)" if factor < 2 else "int8 (about 4 x)"
@@ -90,11 +91,3 @@ def _paths(record: Record) -> list[str]:
         f"{share:.2g} % of the kept parameters lie on no path from input to output: compression is "
         f"{record.compression:.2f} x direct, {record.effective_compression:.2f} x effective"
     ]
-
-
-def bytes_text(count: int) -> str:
-    """``1234567`` -> ``1.2 MB``."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"

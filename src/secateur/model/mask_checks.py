@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,7 @@ from secateur.model.registry import find_masks
 from secateur.model.sharding import local, part_of, take
 from secateur.types import KeyLayout, Layout, Unit
 
-__all__ = ["check_shapes", "check_zeros", "numel", "untie", "zeros_without_masks"]
-
-
-def numel(shape: Iterable[int]) -> int:
-    """Number of elements."""
-    count = 1
-    for size in shape:
-        count *= int(size)
-    return count
+__all__ = ["check_shapes", "check_zeros", "untie", "zeros_without_masks"]
 
 
 def untie(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any, final
 from weakref import ref
 
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from secateur import native
 from secateur.model.attach import Attachments
-from secateur.model.mask_checks import check_shapes, check_zeros, numel, untie
+from secateur.model.mask_checks import check_shapes, check_zeros, untie
 from secateur.model.names import unwrap
 from secateur.model.packed import PackedMasks
 from secateur.model.places import Places
@@ -265,7 +266,7 @@ class Masks(Mapping[str, Tensor]):
                 f"these masks are of {sorted(self.unit_masks)} by unit {self.unit.spec!r}"
             )
         masks = {
-            name: native.unpack_bits(entry["bits"], numel(entry["shape"])).view(entry["shape"])
+            name: native.unpack_bits(entry["bits"], prod(entry["shape"])).view(entry["shape"])
             for name, entry in state["units"].items()
         }
         check_shapes(masks, self.unit, self.layout)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import final
 
 from torch import Tensor
 
 from secateur import native
-from secateur.model.mask_checks import numel
 from secateur.model.sharding import WHOLE, Part, local, part_of, take
 
 __all__ = ["PackedMasks"]
@@ -32,11 +32,11 @@ class PackedMasks:
     def unpack(self, name: str) -> Tensor:
         """The bool mask of a parameter."""
         shape = self._shapes[name]
-        return native.unpack_bits(self.bits[name], numel(shape)).view(shape)
+        return native.unpack_bits(self.bits[name], prod(shape)).view(shape)
 
     def count(self, name: str) -> int:
         """How many weights of a parameter are kept."""
-        return native.count_bits(self.bits[name], numel(self._shapes[name]))
+        return native.count_bits(self.bits[name], prod(self._shapes[name]))
 
     def zero(self, tensors: Sequence[Tensor | None]) -> None:
         """Zero the removed elements of one tensor per name, in the order of the names; None is left out."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from secateur.model.names import parameters_by_name, unwrap
 from secateur.records import Shares
+from secateur.text import data_size
 
 if TYPE_CHECKING:
     from secateur.model.masks import Masks
@@ -20,7 +21,7 @@ def shares_of(masks: Masks) -> Shares:
     """The three sparsities: of units, of target weights, of all parameters."""
     units = sum(mask.numel() for mask in masks.unit_masks.values())
     kept_units = sum(int(mask.sum()) for mask in masks.unit_masks.values())
-    weights = sum(_weights(masks, name) for name in masks)
+    weights = sum(math.prod(masks.layout[name].shape) for name in masks)
     removed = weights - sum(masks.kept(name) for name in masks)
     everything = sum(parameter.numel() for parameter in unwrap(masks.model).parameters())
     return Shares(1 - kept_units / units, removed / weights, removed / everything)
@@ -38,7 +39,7 @@ def file_bytes_estimate(masks: Masks) -> tuple[int, int]:
     parameters = parameters_by_name(root)
     for name in masks:
         parameter = parameters[name]
-        total, kept = _weights(masks, name), masks.kept(name)
+        total, kept = math.prod(masks.layout[name].shape), masks.kept(name)
         sparse -= (total - kept) * parameter.element_size()
         sparse += _mask_bytes(masks.unit_masks[name].numel(), int(masks.unit_masks[name].sum()))
     return dense, sparse
@@ -52,22 +53,15 @@ def summary(masks: Masks) -> str:
         f"{100 * shares.target_weights:.1f} % zeros in {len(masks)} tensors "
         f"({100 * shares.all_parameters:.1f} % of all "
         f"parameters; unit {masks.unit.spec}, {100 * shares.units:.1f} % removed); not faster by itself, a masked "
-        f"weight is a stored zero; file {_size(dense)} -> about {_size(sparse)} with sc.save"
+        f"weight is a stored zero; file {data_size(dense)} -> about {data_size(sparse)} with sc.save"
     ]
     width = max(len(name) for name in masks)
     for name in list(masks)[:_ROWS]:
-        total, kept = _weights(masks, name), masks.kept(name)
+        total, kept = math.prod(masks.layout[name].shape), masks.kept(name)
         lines.append(f"  {name:{width}}  {100 * (1 - kept / total):5.1f} %  {kept:>10,} of {total:,} kept")
     if len(masks) > _ROWS:
         lines.append(f"  ... and {len(masks) - _ROWS} more")
     return "\n".join(lines)
-
-
-def _weights(masks: Masks, name: str) -> int:
-    count = 1
-    for size in masks.layout[name].shape:
-        count *= size
-    return count
 
 
 def _mask_bytes(units: int, kept: int) -> int:
@@ -78,10 +72,3 @@ def _mask_bytes(units: int, kept: int) -> int:
     zero = 1 - listed / units
     each = min(k + 1 + zero ** (1 << k) / (1 - zero ** (1 << k)) for k in range(32))
     return min(bits, 1 + math.ceil(listed * each / 8))
-
-
-def _size(count: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from secateur.records import Accuracy, Latency
+from secateur.text import MISSING, data_size, decimals, quantity, three
 
 __all__ = [
     "MISSING",
@@ -19,30 +20,6 @@ __all__ = [
     "three",
 ]
 
-MISSING = "–"
-
-
-def three(value: float | None) -> str:
-    """Three significant digits, never an exponent.
-
-    Example:
-        >>> [three(v) for v in (0.98123, 9.999, 41.26, 1234.5, 0.01239, 0, None, math.inf)]
-        ['0.981', '10.0', '41.3', '1,234', '0.0124', '0', '–', '∞']
-    """
-    if value is None or math.isnan(value):
-        return MISSING
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    if value == 0:
-        return "0"
-    return f"{value:,.{_decimals(value)}f}"
-
-
-def _decimals(value: float) -> int:
-    # the exponent after rounding, so that 9.999 becomes 10.0 and not 10.00
-    exponent = int(f"{abs(value):.2e}".partition("e")[2])
-    return max(0, 2 - exponent)
-
 
 def percent(share: float | None, digits: int = 1) -> str:
     """A share of 1 as a percentage, without the sign.
@@ -52,29 +29,6 @@ def percent(share: float | None, digits: int = 1) -> str:
         ('90.0', '0.31', '–')
     """
     return MISSING if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}"
-
-
-def quantity(value: float, unit: str = "") -> str:
-    """An SI prefix and three digits.
-
-    Example:
-        >>> quantity(41_700_000), quantity(999_999), quantity(61_706), quantity(12), quantity(0)
-        ('41.7 M', '1.00 M', '61.7 k', '12', '0')
-    """
-    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if float(f"{value:.3g}") >= scale:
-            return f"{three(value / scale)} {prefix}{unit}"
-    return f"{value:.0f} {unit}".rstrip()
-
-
-def data_size(count: int) -> str:
-    """Decimal bytes.
-
-    Example:
-        >>> data_size(1_204_332), data_size(61_706), data_size(812)
-        ('1.20 MB', '61.7 kB', '812 B')
-    """
-    return quantity(count, "B")
 
 
 def _bare(value: float, digits: int) -> str:
@@ -103,7 +57,7 @@ def accuracy_change(dense: Accuracy | None, sparse: Accuracy | None) -> str:
 
 
 def _like(value: float, median: float) -> str:
-    return f"{value:,.{_decimals(median)}f}"
+    return f"{value:,.{decimals(median)}f}"
 
 
 def latency(row: Latency) -> str:
