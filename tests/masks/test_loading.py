@@ -59,6 +59,15 @@ def test_a_dense_checkpoint_is_masked_and_undo_gives_its_values(assign: bool) ->
     expect_equal(model, loaded)
 
 
+def test_a_pruned_checkpoint_does_not_wipe_out_what_undo_would_restore() -> None:
+    model = make_net()
+    dense = copy.deepcopy(model)
+    masks = mask_model(model, random_unit_masks(model))
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    masks.undo()
+    expect_equal(model, dense)
+
+
 def test_a_pruned_part_of_a_larger_model_is_masked_when_the_larger_one_loads() -> None:
     part = make_net()
     whole = nn.ModuleDict({"body": part, "head": nn.Linear(3, 2)})

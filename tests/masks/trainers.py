@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,9 +19,8 @@ from secateur.model.masks import Masks
 from secateur.train.plan import Plan
 from secateur.train.prune import prune
 from secateur.train.pruner import Pruner
-from tests.masks.nets import Oracle, loss_of, make_batches
+from tests.masks.nets import Oracle, loss_of
 
-MOMENTUM = partial(SGD, lr=0.1, momentum=0.9)
 PLAN = Plan(sparsity=0.75, schedule="linear", begin=1, end=3)
 STREAMED = Plan(sparsity=0.75, criterion="taylor", schedule="linear", begin=1, end=3)
 """Reads the gradients that the optimizer sees: a trainer that hides them prunes the wrong weights."""
@@ -44,6 +42,14 @@ def quiet(place: Path) -> Iterator[None]:
             os.chdir(before)
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter]) -> SGD:
+    """It has trained before: its momentum moves removed weights whose gradients are zero."""
+    optimizer = SGD(parameters, lr=0.1, momentum=0.9)
+    for parameter in optimizer.param_groups[0]["params"]:
+        optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, 0.01)
+    return optimizer
 
 
 def make_loader(batches: list[tuple[Tensor, Tensor]]) -> DataLoader[tuple[Tensor, ...]]:
@@ -96,21 +102,26 @@ def plainly(
     step: Callable[[], None],
     loss: Callable[[nn.Module, Any], Tensor] = loss_of,
     accumulate: int = 1,
-    clip: Callable[[], None] | None = None,
+    before_clip: Callable[[], None] = lambda: None,
 ) -> None:
     """The loop that the trainers hide."""
     model.train()
     for number, batch in enumerate(batches, start=1):
         (loss(model, batch) / accumulate).backward()
         if number % accumulate == 0:
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP) if clip is None else clip()
+            before_clip()
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             step()
             optimizer.zero_grad()
 
 
-def held_by_hand(model: nn.Module, masks: Masks, batches: list[Any], **options: Any) -> nn.Module:
+def held_by_hand(
+    model: nn.Module, masks: Masks, batches: list[Any], *, hold_before_clip: bool = False, **options: Any
+) -> nn.Module:
     """What training ``model`` should give, with the masks held by the test."""
-    oracle = Oracle(model, by_hand(masks), MOMENTUM)
+    oracle = Oracle(model, by_hand(masks), make_optimizer)
+    if hold_before_clip:
+        options["before_clip"] = oracle.hold_gradients
     plainly(oracle.model, batches, optimizer=oracle.optimizer, step=oracle.step, **options)
     return oracle.model
 
@@ -118,7 +129,7 @@ def held_by_hand(model: nn.Module, masks: Masks, batches: list[Any], **options: 
 def pruned_plainly(model: nn.Module, plan: Plan, batches: list[Any], **options: Any) -> tuple[nn.Module, Pruner]:
     """What a pruner in a plain loop makes of a copy of ``model``."""
     twin = copy.deepcopy(model)
-    pruner, optimizer = Pruner(twin, plan), MOMENTUM(twin.parameters())
+    pruner, optimizer = Pruner(twin, plan), make_optimizer(twin.parameters())
     pruner.attach(optimizer)
     plainly(twin, batches, optimizer=optimizer, step=optimizer.step, **options)
     return twin, pruner
@@ -131,49 +142,3 @@ def expect_same_pruning(pruner: Pruner, plain: Pruner) -> None:
     assert [point.step for point in pruner.history] == [1, 2, 3]
     for name in plain.masks:
         assert torch.equal(pruner.masks[name], plain.masks[name]), name
-
-
-def make_lightning(
-    model: nn.Module, attach: Callable[[Optimizer], None], make: Callable[..., Optimizer] = MOMENTUM
-) -> Any:
-    """A LightningModule around ``model`` whose ``configure_optimizers`` attaches, and that checks every step."""
-    import pytorch_lightning as lightning
-
-    class Training(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = model
-            self.after_step: Callable[[], None] = lambda: None
-            self.steps = 0
-
-        def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-            return loss_of(self.net, batch)
-
-        def configure_optimizers(self) -> Optimizer:
-            optimizer = make(self.net.parameters())
-            attach(optimizer)
-            return optimizer
-
-        def on_train_batch_end(self, *_: Any) -> None:
-            self.steps = self.trainer.global_step
-            self.after_step()
-
-        def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-            return make_loader(make_batches(24))
-
-    return Training()
-
-
-def make_lightning_trainer(place: Path, max_steps: int, **options: Any) -> Any:
-    import pytorch_lightning as lightning
-
-    silent = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    return lightning.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=max_steps,
-        enable_checkpointing=False,
-        default_root_dir=place,
-        **silent,
-        **options,
-    )

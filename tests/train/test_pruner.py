@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 
 import pytest
@@ -252,6 +253,54 @@ def test_only_one_clock():
         assert pruner.clock == step + 1
     pruner.masks.check()
     assert zeros(net) == 120
+
+
+def test_a_new_optimizer_may_take_over_where_the_old_one_is_gone_or_detached():
+    net = mlp()
+    pruner = Pruner(net, Plan(0.8, schedule="linear", end=6))
+    one = torch.optim.SGD(net.parameters(), 0.1)
+    pruner.attach(one)
+    steps(net, one, 0, 2)
+    two = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"pruner\.detach\(\)"):
+        pruner.attach(two)
+    pruner.detach()
+    pruner.attach(two)
+    steps(net, two, 2, 4)
+    steps(net, one, 4, 5)
+    assert pruner.clock == 4, "the first optimizer is no clock any more"
+    del one, two
+    gc.collect()
+    pruner.attach(torch.optim.SGD(net.parameters(), 0.1))
+
+
+def test_a_step_with_a_closure_is_observed_and_masked_after_it():
+    """LBFGS and Lightning make the gradients inside the step: what the pruner reads must be those."""
+
+    def run(closure: bool) -> tuple[nn.Module, Pruner]:
+        net = mlp()
+        pruner = Pruner(net, Plan(0.5, criterion="snip", schedule="linear", begin=1, end=5))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        pruner.attach(optimizer)
+        for at in range(6):
+            x, y = batch(at)
+
+            def evaluate(x: Tensor = x, y: Tensor = y) -> Tensor:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(net(x), y)
+                loss.backward()
+                return loss
+
+            if closure:
+                optimizer.step(evaluate)
+            else:
+                evaluate()
+                optimizer.step()
+        return net, pruner
+
+    (plain, one), (closed, two) = run(False), run(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), closed.parameters(), strict=True))
+    assert one.history == two.history
 
 
 def test_a_failed_update_leaves_the_masks_in_force():

@@ -14,6 +14,27 @@ from secateur.model.sharding import local
 __all__ = ["Attachments"]
 
 
+def _before_the_update(before: Callable[[], None]) -> Callable[..., tuple[Any, Any] | None]:
+    """A step pre-hook that calls ``before`` when the step's gradients are there: now, or after its closure."""
+
+    def hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
+        if closure is None:
+            before()
+            return None
+
+        def evaluate() -> Any:
+            loss = closure()
+            before()
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": evaluate}
+        return (args[0], evaluate, *args[2:]), kwargs
+
+    return hook
+
+
 @final
 class Attachments:
     """Step hooks on optimizers, which are held weakly."""
@@ -25,13 +46,14 @@ class Attachments:
         self,
         optimizer: Optimizer,
         masked: Mapping[str, Tensor],
-        before: Callable[..., None],
+        before: Callable[[], None],
         after: Callable[..., None],
         *,
         replace: bool = False,
     ) -> None:
         """Call ``before`` and ``after`` around every step.
 
+        Where a step makes its gradients itself, by a closure (LBFGS, Lightning), ``before`` runs after each closure.
         An optimizer that is attached already keeps its hooks, unless ``replace`` asks for the new ones.
 
         Raises:
@@ -52,7 +74,10 @@ class Attachments:
                 "give it model.parameters() of the pruned model. A copy made by deepcopy has no masks, and "
                 "fully_shard makes new parameters: build the optimizer after it"
             )
-        handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        handles = [
+            optimizer.register_step_pre_hook(_before_the_update(before)),
+            optimizer.register_step_post_hook(after),
+        ]
         self._optimizers.append((ref(optimizer), handles))
 
     def detach(self) -> None:

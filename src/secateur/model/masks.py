@@ -68,8 +68,6 @@ class Masks(Mapping[str, Tensor]):
         self._packed = self._pack()
         self._remember()
 
-    # -- reading ------------------------------------------------------------------------------
-
     def __getitem__(self, name: str) -> Tensor:
         return self._packed.unpack(name)
 
@@ -114,8 +112,6 @@ class Masks(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"<Masks of {len(self)} tensors by unit {self.unit.spec}>"
-
-    # -- acting on the model ------------------------------------------------------------------
 
     def apply(self) -> None:
         """Set every removed weight to zero, in one native call."""
@@ -179,11 +175,12 @@ class Masks(Mapping[str, Tensor]):
                 self._removed.put_back(name, parameter, self[name], only_zeros)
 
     def after_load(self) -> None:
-        """Called after ``load_state_dict``: remember what was loaded under the masks, then mask it."""
-        self._remember()
-        self.apply()
+        """Called after ``load_state_dict``: remember what was loaded under the masks, then mask it.
 
-    # -- training -----------------------------------------------------------------------------
+        A zero says nothing about the weight that was removed (a pruned checkpoint), so the old value is kept.
+        """
+        self._remember(zeros_too=False)
+        self.apply()
 
     def attach(
         self,
@@ -194,9 +191,9 @@ class Masks(Mapping[str, Tensor]):
     ) -> None:
         """Keep removed weights at zero through training with this optimizer.
 
-        Before a step the gradients of removed weights are zeroed, after it the weights. Attach every
-        optimizer that owns masked parameters; attaching one twice does nothing, unless ``before`` or
-        ``after`` is given: those replace what was attached.
+        Before a step (where it has a closure: after that) the gradients of removed weights are zeroed, after it
+        the weights. Attach every optimizer that owns masked parameters; attaching one twice does nothing,
+        unless ``before`` or ``after`` is given: those replace what was attached.
 
         Args:
             optimizer: any torch optimizer; FSDP2: made after ``fully_shard``.
@@ -207,13 +204,11 @@ class Masks(Mapping[str, Tensor]):
             ValueError: if the optimizer holds none of the masked parameters.
         """
         first, last, own = before or self.mask_gradients, after or self.apply, bool(before or after)
-        self._optimizers.attach(optimizer, self._parameters(), lambda *_: first(), lambda *_: last(), replace=own)
+        self._optimizers.attach(optimizer, self._parameters(), first, lambda *_: last(), replace=own)
 
     def detach(self) -> None:
         """Remove the hooks from all attached optimizers."""
         self._optimizers.detach()
-
-    # -- undoing ------------------------------------------------------------------------------
 
     def undo(self) -> None:
         """Put the removed values back and forget the masks; the model is dense again.
@@ -236,8 +231,6 @@ class Masks(Mapping[str, Tensor]):
     def commit(self) -> None:
         """Give up the removed values and free their memory; the masks stay."""
         self._removed = None
-
-    # -- checkpoints --------------------------------------------------------------------------
 
     @classmethod
     def from_units(
@@ -290,10 +283,10 @@ class Masks(Mapping[str, Tensor]):
             self._parameters()  # says which parameter it is, where it is one
             raise
 
-    def _remember(self) -> None:
+    def _remember(self, *, zeros_too: bool = True) -> None:
         if self._removed is not None:
             for name, parameter in self._parameters().items():
-                self._removed.keep(name, parameter, take(self[name], part_of(parameter)))
+                self._removed.keep(name, parameter, take(self[name], part_of(parameter)), zeros_too)
 
     def _pack(self) -> PackedMasks:
         masks = self.unit.expand(self.unit_masks, self.layout)

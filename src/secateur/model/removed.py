@@ -25,10 +25,21 @@ class RemovedValues:
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
-    def keep(self, name: str, parameter: Tensor, mask: Tensor) -> None:
-        """Remember what stands at the masked positions of ``parameter`` (``mask`` of the local shape)."""
-        values = local(parameter).detach()
-        self._values[name] = (part_of(parameter), values[~mask.to(values.device)].clone())
+    def keep(self, name: str, parameter: Tensor, mask: Tensor, zeros_too: bool = True) -> None:
+        """Remember what stands at the masked positions of ``parameter``.
+
+        Args:
+            name: the parameter's name.
+            parameter: as it is now.
+            mask: of the local shape.
+            zeros_too: False: where a zero stands, what was remembered before stays remembered.
+        """
+        values, part = local(parameter).detach(), part_of(parameter)
+        found = values[~mask.to(values.device)].clone()
+        before, old = self._values.get(name, (part, found))
+        if not zeros_too and before == part and old.shape == found.shape:
+            found = torch.where(found == 0, old.to(found), found)
+        self._values[name] = (part, found)
 
     def put_back(self, name: str, parameter: Tensor, full_mask: Tensor, only_zeros: bool = False) -> None:
         """Write the remembered values to the masked positions of ``parameter``.

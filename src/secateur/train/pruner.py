@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, final
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class Pruner:
         self._stream = StreamingEvidence(streamed)
         self._due = frozenset(plan.updates)
         self._clock = 0
-        self._driven = False
+        self._driver: Callable[[], Optimizer | None] = lambda: None
         self._history: list[SchedulePoint] = []
         grid = {name: torch.ones(plan.parsed_unit.grid(key), dtype=torch.bool) for name, key in self._layout.items()}
         self.masks = Masks(model, grid, plan.parsed_unit, self._layout)
@@ -119,14 +120,20 @@ class Pruner:
         Raises:
             ValueError: if the optimizer owns none of them, or another optimizer already drives the clock.
         """
-        if self._driven:
+        if self._driver() is not None:
             raise ValueError(
-                "an optimizer already drives this pruner; give further ones to pruner.masks.attach(optimizer)"
+                "an optimizer already drives this pruner; give further ones to pruner.masks.attach(optimizer), "
+                "or call pruner.detach() first if this one takes its place"
             )
         self.masks.attach(optimizer, before=self._observe, after=self._tick)
-        self._driven = True
+        self._driver = ref(getattr(optimizer, "optimizer", optimizer))  # accelerate wraps the user's optimizer
         if self._clock == 0:
             self._update_if_due()
+
+    def detach(self) -> None:
+        """Take the hooks off all optimizers, so that a new one may drive (a second ``fit``, say). Masks stay."""
+        self.masks.detach()
+        self._driver = lambda: None
 
     def step(self) -> None:
         """Advance the clock by one round and prune if the plan says so; for loops without ``attach``.
@@ -136,7 +143,7 @@ class Pruner:
         Raises:
             ValueError: if an optimizer drives the clock.
         """
-        if self._driven:
+        if self._driver() is not None:
             raise ValueError("an attached optimizer drives this pruner; step() is for loops without attach(optimizer)")
         if self._clock == 0:
             self._update_if_due()
