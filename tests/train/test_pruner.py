@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
 
 import pytest
 import torch
@@ -13,28 +12,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.train import Plan, Pruner
-
-
-def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3))
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(step)
-    return torch.randn(8, 12, generator=g), torch.randint(0, 3, (8,), generator=g)
-
-
-def steps(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-    for step in range(first, last):
-        x, y = batch(step)
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
-
-
-def zeros(net: nn.Module) -> int:
-    return sum(int((p == 0).sum()) for p in net.parameters() if p.dim() > 1)
+from tests.train.loops import batch, mlp, steps, zeros
 
 
 def test_masks_change_at_the_plan_s_steps_and_hold_in_between():
@@ -168,55 +146,6 @@ def test_soft_masks_let_values_come_back_and_hard_masks_do_not():
     for i in returned:
         assert values[0][i] == 0
         assert values[2][i] == dense[i]
-
-
-@pytest.mark.parametrize("policy", ["hard", "soft"])
-@pytest.mark.parametrize("criterion", ["magnitude", "snip", "movement", "movement_sanh"])
-def test_a_resumed_run_is_bit_identical(policy: str, criterion: str):
-    plan = Plan(0.8, criterion=criterion, schedule="cubic", begin=2, end=14, every=3, policy=policy)  # type: ignore[arg-type]
-
-    def start() -> tuple[nn.Module, torch.optim.Optimizer, Pruner]:
-        net = mlp()
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-        pruner = Pruner(net, plan)
-        pruner.attach(optimizer)
-        return net, optimizer, pruner
-
-    net, optimizer, pruner = start()
-    steps(net, optimizer, 0, 9)
-    file = io.BytesIO()
-    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict()}, file)
-    steps(net, optimizer, 9, 18)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    again, optimizer2, pruner2 = start()
-    again.load_state_dict(state["net"])
-    optimizer2.load_state_dict(state["optimizer"])
-    pruner2.load_state_dict(state["pruner"])
-    steps(again, optimizer2, 9, 18)
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
-    assert pruner.history == pruner2.history
-    assert all(torch.equal(pruner.masks[n], pruner2.masks[n]) for n in pruner.masks)
-
-
-def test_a_checkpoint_of_another_plan_is_refused():
-    one, two = Pruner(mlp(), Plan(0.8, begin=2)), Pruner(mlp(), Plan(0.7, begin=2))
-    with pytest.raises(ValueError, match="another plan; it differs in sparsity"):
-        two.load_state_dict(one.state_dict())
-
-
-def test_a_plan_that_cannot_be_written_down_still_resumes():
-    def start(criterion: object) -> Pruner:
-        return Pruner(mlp(), Plan(0.5, criterion=criterion, targets=nn.Linear, schedule="linear", end=4))  # type: ignore[arg-type]
-
-    one = start(lambda weight: weight.abs())
-    one.step()
-    two = start(lambda weight: weight.abs())
-    two.load_state_dict(one.state_dict())
-    assert two.clock == 1
-    assert two.history == one.history
-    with pytest.raises(ValueError, match="differs in criterion"):
-        start("magnitude").load_state_dict(one.state_dict())
 
 
 def test_what_is_no_plan_is_refused():

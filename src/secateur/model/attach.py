@@ -30,7 +30,7 @@ def _before_the_update(before: Callable[[], None]) -> Callable[..., tuple[Any, A
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": evaluate}
-        return (args[0], evaluate, *args[2:]), kwargs
+        return (*args[:1], evaluate, *args[2:]), kwargs
 
     return hook
 
