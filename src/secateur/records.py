@@ -270,6 +270,12 @@ class Record(_Jsonable):
         one_right = 2 * self.agreement.negative_flips - lost
         return lost, math.sqrt(max(one_right - lost * lost, 0.0) / dense.samples)
 
+    def __str__(self) -> str:
+        """The figures in a few lines, and what they mean."""
+        from secateur.report.headline import text_summary
+
+        return text_summary(self)
+
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write this record as one self-contained page; see ``sc.to_html``.
 
@@ -279,7 +285,7 @@ class Record(_Jsonable):
         Returns:
             The path written.
         """
-        # The one upward import of this file: a record can show itself, and nothing is loaded before it does.
+        # Records look upwards here and in __str__ alone: one can show itself, and nothing is loaded before it does.
         from secateur.report.html import to_html
 
         return to_html(self, path)

@@ -20,7 +20,6 @@ from secateur.measure import CONVENTION, SHRINKBENCH_CONVENTION, evaluate, measu
 from secateur.measure.notes import sentences
 from secateur.model.masks import Masks, register_masks
 from secateur.records import Accuracy, Agreement, Latency, Record, SchedulePoint, TrainingCost
-from secateur.train import prune
 from secateur.types import KeyLayout
 from tests.measure.networks import mask_of
 from tests.measure.test_energy import Rapl
@@ -272,14 +271,11 @@ def test_the_bytes_are_those_of_the_file_that_keeps_the_plan(tmp_path: Path) -> 
     assert record.dense.sizes.file_bytes == save(dense, tmp_path / "dense")
 
 
-def test_a_copy_without_its_masks_is_noticed() -> None:
-    dense = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    pruned = copy.deepcopy(dense)
-    prune(pruned, 0.9)
-    x = torch.zeros(2, 8)
-    notes = measure(dense, copy.deepcopy(pruned), example_inputs=x, batches=()).notes
-    assert any("this model has no masks (a deepcopy has none)" in note for note in notes)
-    assert not any("no masks" in note for note in measure(dense, pruned, example_inputs=x, batches=()).notes)
+def test_a_plan_that_was_not_finished_is_said(record: Record) -> None:
+    schedule = (SchedulePoint(10, 0.0, 100), SchedulePoint(20, 0.62, 38))
+    assert "the plan was not finished" in said(record, plan={"sparsity": 0.9}, schedule=schedule)
+    assert "not finished" not in said(record, plan={"sparsity": 0.62}, schedule=schedule)
+    assert "not finished" not in said(record, plan={"sparsity": 0.9}, schedule=())
 
 
 def test_the_error_of_a_drop_is_paired_where_the_samples_are_the_same(record: Record) -> None:

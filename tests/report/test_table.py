@@ -112,6 +112,7 @@ def test_markup_in_names_is_text() -> None:
 def test_text_summary_has_the_figures() -> None:
     text = small(text_summary(fake_record(1)))
     record = fake_record(1)
+    assert str(record) == text_summary(record)
     assert text.startswith(record.sparse.name)
     for part in (
         "97.8 ± .8 → 97.5 ± .8 % (test, 360 samples)",

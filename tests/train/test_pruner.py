@@ -148,6 +148,33 @@ def test_soft_masks_let_values_come_back_and_hard_masks_do_not():
         assert values[2][i] == dense[i]
 
 
+def test_movement_under_the_soft_policy_goes_on_with_the_value_kept_aside():
+    """Sanh et al.: the score of a masked weight still moves by gradient times stored weight (straight through)."""
+    net = mlp()
+    plan = Plan(
+        0.5, criterion="movement_sanh", policy="soft", begin=2, schedule="linear", end=50, every=48, initial=0.4
+    )
+    pruner = Pruner(net, plan)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    pruner.attach(optimizer)
+    steps(net, optimizer, 0, 2)
+    name = "0.weight"
+    removed = ~pruner.masks[name]
+    before = pruner._stream.evidence()["movement"][name].clone()
+    pruner.masks.restore_values()
+    stored = net[0].weight.detach().clone()
+    pruner.masks.apply()
+    x, y = batch(2)
+    optimizer.zero_grad()
+    F.cross_entropy(net(x), y).backward()
+    gradient = net[0].weight.grad.clone()
+    optimizer.step()
+    after = pruner._stream.evidence()["movement"][name]
+    torch.testing.assert_close(after - before, -gradient * stored)
+    assert (after - before)[removed].abs().sum() > 0
+    assert (net[0].weight[removed] == 0).all()
+
+
 def test_what_is_no_plan_is_refused():
     with pytest.raises(ValueError, match=r"plan=0.9: give a Plan"):
         Pruner(mlp(), 0.9)  # type: ignore[arg-type]

@@ -21,7 +21,17 @@ def sentences(record: Record) -> tuple[str, ...]:
     Returns:
         Plain sentences without a final stop.
     """
-    return (*_time(record), *_file(record), *_fit(record), *_paths(record))
+    return (*_time(record), *_file(record), *_fit(record), *_paths(record), *_unfinished(record))
+
+
+def _unfinished(record: Record) -> list[str]:
+    planned = (record.plan or {}).get("sparsity")
+    reached = record.schedule[-1].sparsity if record.schedule else planned
+    if planned is None or reached is None or reached >= planned - 0.01:
+        return []
+    return [
+        f"the plan was not finished, training ended before its last update: sparsity {reached:.2f} of {planned:.2f}"
+    ]
 
 
 def _time(record: Record) -> list[str]:

@@ -182,10 +182,16 @@ class Pruner:
         """Before the optimizer's step: see the gradients, then mask them."""
         if self._stream.kinds:
             root = unwrap(self._model)
+            # Scores of movement go on with the value that is kept aside, not with the zero that the forward pass saw.
+            aside = self.plan.policy == "soft" and "movement" in self._stream.kinds
+            if aside:
+                self.masks.restore_values()
             for name in self._layout:
                 parameter = find_parameter(root, name)
                 if parameter.grad is not None:
                     self._stream.observe(name, parameter, parameter.grad)
+            if aside:
+                self.masks.apply()
         self.masks.mask_gradients()
 
     def _tick(self) -> None:
