@@ -21,9 +21,10 @@ def demo(
     epochs: Annotated[int | None, typer.Option(help="of the dense networks; default: 20 on digits, 3 else")] = None,
     rounds: Annotated[int, typer.Option(help="interleaved rounds of each latency measurement")] = 30,
 ) -> None:
-    """Train two networks, make each sparse four ways, measure, save, load back, report. Takes under three minutes.
+    """Train two networks, make each sparse four ways, measure, save, load back, report.
 
-    Fashion-MNIST is much larger than the digits: the demo trains on its first 10,000 images, and says so.
+    On the digits this takes under three minutes. Fashion-MNIST is much larger: the demo trains on its first 10,000
+    images, says so, and takes some six minutes.
     """
     from secateur.benchmark.data import load_images
     from secateur.benchmark.demo import run_demo
