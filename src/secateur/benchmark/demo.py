@@ -100,9 +100,9 @@ def run_demo(
         ValueError: if no file got smaller, or the file loaded back does not compute the same.
     """
     console = console or Console()
-    # These networks are too small for two threads to help, and two threads beside a busy neighbour crawl.
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if data.size < 16:  # too small for two threads to help, and two threads beside a busy neighbour crawl
+        torch.set_num_threads(1)
     try:
         return _run(data, Path(folder), sparsity, epochs, rounds, console)
     finally:

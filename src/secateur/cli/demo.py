@@ -24,7 +24,7 @@ def demo(
     """Train two networks, make each sparse four ways, measure, save, load back, report.
 
     On the digits this takes under three minutes. Fashion-MNIST is much larger: the demo trains on its first 10,000
-    images, says so, and takes some six minutes.
+    images, says so, and takes five to ten minutes on two cores.
     """
     from secateur.benchmark.data import load_images
     from secateur.benchmark.demo import run_demo
