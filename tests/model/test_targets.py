@@ -117,3 +117,26 @@ def test_layers_with_a_computed_weight_are_named_not_overlooked():
 def test_what_is_no_module_is_refused():
     with pytest.raises(ValueError, match=r"a model is a torch.nn.Module; this is list"):
         find_targets([1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("selector", ["weight_*", nn.LSTM, ["weight_ih_l0", "weight_hh_l0"]])
+def test_weights_that_are_no_default_targets_can_be_named_all_the_same(selector: object):
+    net = nn.LSTM(3, 4)
+    found = find_targets(net, selector)  # type: ignore[arg-type]
+    assert {name: key.shape for name, key in found.items()} == {"weight_ih_l0": (16, 3), "weight_hh_l0": (16, 4)}
+    with pytest.raises(ValueError, match="name the parameters with targets="):
+        find_targets(net)
+    with pytest.raises(ValueError, match="Prunable parameters: weight_ih_l0, weight_hh_l0"):
+        find_targets(net, "wieght")
+
+
+def test_a_module_that_holds_default_targets_selects_those_alone():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position = nn.Parameter(torch.zeros(1, 5, 4))
+            self.fc = nn.Linear(4, 4)
+
+    net = nn.ModuleDict({"block": Block()})
+    assert list(find_targets(net, "block")) == ["block.fc.weight"]
+    assert list(find_targets(net, "block.position")) == ["block.position"]

@@ -62,14 +62,14 @@ def find_targets(
     chosen = (
         {n for n, k in known.items() if k.kind != "embedding" and not (n in tied and _ties_embedding(root, names[n]))}
         if targets is None
-        else _select(root, targets, known, "targets")
+        else _select(root, targets, known, _others(root, known, dimensions=2), "targets")
     )
     if targets is None:
         _say_what_is_skipped(root)
     if targets is None and unit in REMOVES_OUTPUTS:
         chosen = {name for name in chosen if known[name].role != "output"}
     if exclude is not None:
-        dropped = _select(root, exclude, known | _others(root, known), "exclude")
+        dropped = _select(root, exclude, known, _others(root, known), "exclude")
         _refuse_half_tied(root, targets, exclude, names, known)
         chosen -= dropped
     explicit = chosen - set(known)
@@ -141,18 +141,20 @@ def _ties_embedding(root: nn.Module, group: tuple[str, ...]) -> bool:
     return any(isinstance(owners.get(name.rpartition(".")[0]), (nn.Embedding, nn.EmbeddingBag)) for name in group)
 
 
-def _others(root: nn.Module, known: Layout) -> dict[str, KeyLayout]:
-    """The parameters that are no candidates, so that excluding them is not called a misspelling."""
-    return {n: KeyLayout(tuple(p.shape)) for n, p in parameters_by_name(root).items() if n not in known}
+def _others(root: nn.Module, known: Layout, dimensions: int = 0) -> dict[str, KeyLayout]:
+    """The parameters that are no default targets (LSTM weights, raw parameters): they can be named all the same."""
+    found = {n: p for n, p in parameters_by_name(root).items() if n not in known and p.dim() >= dimensions}
+    return {name: KeyLayout(tuple(parameter.shape)) for name, parameter in found.items()}
 
 
-def _select(root: nn.Module, selector: Selector, known: Layout, argument: str) -> set[str]:
+def _select(root: nn.Module, selector: Selector, known: Layout, others: Layout, argument: str) -> set[str]:
+    """What the selector matches among the default kinds; where it matches none of those, among the others."""
     items = [selector] if isinstance(selector, (str, type, nn.Module)) else list(selector)
     chosen: set[str] = set()
     for item in items:
-        found = _match(root, item, known)
+        found = _match(root, item, known) or _match(root, item, others)
         if not found:
-            raise ValueError(_nothing_matches(root, item, known, argument))
+            raise ValueError(_nothing_matches(root, item, {**known, **others}, argument))
         chosen |= found
     return chosen
 
