@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from secateur.measure import latency
-from secateur.measure.latency import against_itself, interleaved, quantile, repeated
+from secateur.measure.latency import Times, against_itself, interleaved, quantile, repeated
 
 
 class Sleeps(nn.Module):
@@ -73,6 +74,20 @@ def test_dense_against_itself_is_near_one_and_a_slower_model_is_seen() -> None:
     for ratio, itself, (low, high) in zip(found.ratio, found.itself, found.spread, strict=True):
         assert ratio < 0.6 < itself < 1.7
         assert 0.3 < low <= 1 <= high < 3
+
+
+def test_the_spread_counts_the_noise_of_the_sparse_side_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A steady dense model against a restless one of the same speed: a lucky median must not pass for a gain."""
+    steady, restless = (2.0,) * 10, (1.0, 4.0) * 5
+    times = {"dense": steady, "dense again": steady, "sparse": restless}
+    module = importlib.import_module("secateur.measure.latency")  # the room's function has the same name
+    monkeypatch.setattr(module, "interleaved", lambda *_, **__: {n: Times(1, 1, ms) for n, ms in times.items()})
+    ((low, high),) = against_itself(nn.Identity(), nn.Identity(), torch.zeros(1), (1,), rounds=10, threads=1).spread
+    # dense / sparse is 2 or 1/2 around a median of 5/4: 1.6 and 0.4, and their inverses
+    assert (low, high) == pytest.approx((0.4, 2.5))
+    times["sparse"] = steady
+    ((low, high),) = against_itself(nn.Identity(), nn.Identity(), torch.zeros(1), (1,), rounds=10, threads=1).spread
+    assert (low, high) == (1.0, 1.0)
 
 
 def test_inputs_of_every_kind_are_repeated_to_the_batch() -> None:
