@@ -1,0 +1,154 @@
+"""Probes: no plan is taken before the smaller model was seen to compute what the masked one computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.model.graph.cutting import Keep, masked_copy, slices
+from secateur.model.graph.examples import Example, call, resized, tensors_in
+from secateur.model.graph.group import Group
+from secateur.model.graph.trace import tensor_names
+from secateur.model.quietly import quietly
+from secateur.model.removal import Removal, remove
+
+__all__ = ["Probes", "make_probes", "outputs_of"]
+
+BATCHES = (1, 3)
+
+
+def outputs_of(model: nn.Module, example: Example) -> list[Tensor]:
+    """The tensors that a model returns for an example, in eval mode."""
+    with quietly(model), torch.no_grad():
+        return [tensor.detach().clone() for tensor in tensors_in(call(model, example))]
+
+
+class Probes:
+    """The examples that plans are probed on: the user's, filled with noise, at two batch sizes.
+
+    Args:
+        root: the model before anything is removed.
+        examples: as the user gave them.
+    """
+
+    def __init__(self, root: nn.Module, examples: Sequence[Example]) -> None:
+        self.root = root
+        self.examples = [case for example in examples for case in _cases(root, example)]
+
+    def check(self, groups: Mapping[str, Group], keep: Keep, removal: Removal) -> tuple[nn.Module | None, str]:
+        """Run all probes on one plan.
+
+        Args:
+            groups: all groups by name.
+            keep: the units that stay.
+            removal: what is to be done for it.
+
+        Returns:
+            ``(smaller model, "")``, or ``(None, what went wrong)``.
+        """
+        small = copy.deepcopy(self.root)
+        try:
+            remove(small, removal)
+        except ValueError as error:
+            return None, str(error)
+        masked = masked_copy(self.root, groups, keep)
+        exact = all(groups[name].exact for name, mask in keep.items() if not bool(mask.all()))
+        for example in self.examples:
+            expected = outputs_of(masked, example)
+            try:
+                got = outputs_of(small, example)
+            except Exception as error:  # noqa: BLE001 - the user's forward may raise anything; it is reported
+                return None, f"the forward of the smaller model fails: {type(error).__name__}: {_short(error)}"
+            problem = difference(expected, got, exact=exact)
+            if problem:
+                return None, problem
+        return small, ""
+
+    def silent(self, groups: Mapping[str, Group], keep: Keep) -> str:
+        """Zero what reads the removed units and disturb what makes them: the output must not move.
+
+        Returns:
+            What went wrong, or nothing. Groups that no weight reads, and inexact ones, are not asked.
+        """
+        asked = {
+            name: mask
+            for name, mask in keep.items()
+            if groups[name].exact and groups[name].read_by_weights
+        }
+        deaf = masked_copy(self.root, groups, asked, ["in"])
+        noisy = copy.deepcopy(deaf)
+        tensors = tensor_names(noisy)
+        with torch.no_grad():
+            for name, mask in asked.items():
+                for tensor, dim, positions, part in slices(groups[name], ~mask):
+                    if part == "out" and tensors[tensor].is_floating_point():
+                        chosen = tensors[tensor].index_select(dim, positions)
+                        tensors[tensor].index_copy_(dim, positions, chosen * 1.5)
+        example = self.examples[0]
+        return difference(outputs_of(deaf, example), outputs_of(noisy, example), exact=True)
+
+
+def make_probes(root: nn.Module, examples: Sequence[Example]) -> Probes:
+    """Probes on the user's examples."""
+    return Probes(root, examples)
+
+
+def _cases(root: nn.Module, example: Example) -> list[Example]:
+    """The example with noise in place of its numbers, at the batch sizes that the model takes."""
+    generator = torch.Generator().manual_seed(0)
+    cases: list[Example] = []
+    for batch in BATCHES:
+        case = _noisy(resized(example, batch), generator)
+        try:
+            outputs_of(root, case)
+        except Exception:  # noqa: BLE001 - a model of one batch size: the example itself is probed below
+            continue
+        cases.append(case)
+    return cases or [example, _noisy(example, generator)]
+
+
+def _noisy(example: Example, generator: torch.Generator) -> Example:
+    def noise(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            drawn = torch.randn(value.shape, generator=generator).to(value)
+            spread = value.float().std(correction=0) if value.numel() > 1 else torch.tensor(0.0)
+            scale = float(spread) if torch.isfinite(spread) and spread > 0 else 1.0
+            return drawn * scale + (value.float().mean() if value.numel() else 0.0).to(value.dtype)
+        if isinstance(value, Mapping):
+            return {key: noise(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+            return type(value)(noise(item) for item in value)
+        return value
+
+    return Example(noise(tuple(example.args)), noise(dict(example.kwargs)))
+
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+
+def difference(expected: Sequence[Tensor], got: Sequence[Tensor], *, exact: bool) -> str:
+    """What differs between two models' outputs, in words; nothing where they agree."""
+    if len(expected) != len(got):
+        return f"the smaller model returns {len(got)} tensors, not {len(expected)}"
+    for place, (a, b) in enumerate(zip(expected, got, strict=True)):
+        if a.shape != b.shape:
+            return f"output {place} has shape {tuple(b.shape)}, the masked model's has {tuple(a.shape)}"
+        if not exact or not a.numel():
+            continue
+        if not a.is_floating_point():
+            if a.dtype == torch.bool or not bool((a == b).float().mean() < 0.9):
+                continue
+            return f"output {place} differs from the masked model's"
+        gap = (a.double() - b.double()).abs().max()
+        scale = a.double().abs().max().clamp(min=1e-3)
+        if not bool(gap <= _TOLERANCE.get(a.dtype, 1e-4) * scale):
+            return f"output {place} differs from the masked model's by {float(gap):.2g} (largest value {float(scale):.2g})"
+    return ""
+
+
+def _short(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:160]
