@@ -17,6 +17,7 @@ from secateur.core.combine import combine
 from secateur.deploy.files import load, save
 from secateur.io import Bundle
 from secateur.measure import agreement, effective, evaluate, latency, measure
+from secateur.model.graph import Group, Groups, find_groups
 from secateur.model.masked import masked
 from secateur.model.masks import Masks
 from secateur.model.registry import find_masks
@@ -25,7 +26,11 @@ from secateur.report.figures import figure
 from secateur.report.html import to_html
 from secateur.report.table import print_table
 from secateur.train import Plan, Pruner, prune, score
+from secateur.train.recalibrate import recalibrate
+from secateur.train.shrink import shrink
 from secateur.types import NM, KeyLayout, Layout, Unit
+
+groups = find_groups
 
 try:
     __version__ = version("secateur")
@@ -35,6 +40,8 @@ except PackageNotFoundError:  # a source tree on the path that was never install
 __all__ = [
     "NM",
     "Bundle",
+    "Group",
+    "Groups",
     "KeyLayout",
     "Layout",
     "Masks",
@@ -50,13 +57,16 @@ __all__ = [
     "evaluate",
     "figure",
     "find_masks",
+    "groups",
     "latency",
     "load",
     "masked",
     "measure",
     "print_table",
     "prune",
+    "recalibrate",
     "save",
     "score",
+    "shrink",
     "to_html",
 ]

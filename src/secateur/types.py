@@ -26,6 +26,7 @@ __all__ = [
     "Kind",
     "Layout",
     "Level",
+    "Member",
     "Reduce",
     "Role",
     "Schedule",
@@ -42,28 +43,50 @@ Evidence: TypeAlias = Mapping[str, Tensors]
 """What a criterion may read: kind of evidence -> (parameter name -> tensor)."""
 
 Role: TypeAlias = Literal["first", "hidden", "output", "depthwise", "embedding"]
-Kind: TypeAlias = Literal["linear", "conv", "conv_transpose", "embedding"]
+Kind: TypeAlias = Literal["linear", "conv", "conv_transpose", "embedding", "group"]
 Level: TypeAlias = Literal["weight", "unit"]
 Reduce: TypeAlias = Literal["mean", "sum", "l2", "rms", "max"]
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One axis of one tensor of a coupled group.
+
+    Attributes:
+        name: parameter or buffer.
+        shape: of that tensor.
+        dim: the axis.
+        part: ``"out"``: positions along it are made by the tensor (filters), ``"in"``: read by it (input channels),
+            ``"follows"``: neither (biases, norms, running statistics).
+        owner: for each position along the axis the unit of the group it goes with, -1 for none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int
+    part: Literal["out", "in", "follows"]
+    owner: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class KeyLayout:
-    """How one target parameter is laid out.
+    """How one target is laid out: a parameter, or a coupled group of slices of several.
 
     A linear layer counts as a 1x1 convolution everywhere: its kernel has one position.
 
     Attributes:
-        shape: shape of the parameter as the module stores it.
-        kind: the operation that reads it.
+        shape: shape of the parameter as the module stores it; of a group, the number of its units.
+        kind: the operation that reads it, or ``"group"``.
         groups: groups of a grouped convolution, else 1.
         role: place in the network; allocations treat the first and the output layer apart.
+        members: of a group, the axes of tensors that its units are slices of.
     """
 
     shape: tuple[int, ...]
     kind: Kind = "linear"
     groups: int = 1
     role: Role = "hidden"
+    members: tuple[Member, ...] = ()
 
 
 Layout: TypeAlias = Mapping[str, KeyLayout]

@@ -176,3 +176,25 @@ def test_tied_tensors_stand_in_a_plain_file_once(run: Run, nets: Path) -> None:
     save_file({"0.weight": weight}, nets / "tied.safetensors")
     run("prune", "--model", "nets:tied", "--weights", "tied.safetensors", "--sparsity", 0.2, "-o", "sparse.safetensors")
     assert torch.equal(load(nets / "sparse.safetensors").tensors["1.weight"], weight * (weight > 5))
+
+
+@pytest.mark.parametrize("data", ["batches", "generator"])
+def test_channels_are_traced_with_the_first_batch(run: Run, nets: Path, data: str) -> None:
+    method = ("--unit", "channel", "--criterion", "snip", "--data", f"nets:{data}", "--loss", "cross_entropy")
+    printed = prune(run, "--sparsity", 0.5, "--batches", 2, *method).stdout
+    assert "20 of 40 channels kept" in printed
+    bundle = load(nets / "sparse.safetensors")
+    dense = dense_state()
+    prune(run, "--sparsity", 0.5, "--batches", 2, *method[:-3], "nets:batches", *method[-2:], output="again")
+    assert torch.equal(bundle.masks["0.weight"], load(nets / "again").masks["0.weight"])  # no batch was lost
+    kept = bundle.masks["0.weight"]
+    assert torch.equal(bundle.tensors["2.weight"], dense["2.weight"] * kept)
+    assert torch.equal(bundle.tensors["0.bias"], dense["0.bias"] * kept)
+    rows = {row["name"]: row for row in inspect(run)["tensors"]}
+    assert (rows["0.bias"]["kept"], rows["2.weight"]["kept"], rows["2.bias"]["kept"]) == (20, 80, None)
+
+
+def test_channels_need_data(run: Run, nets: Path) -> None:
+    result = run("prune", "--model", "nets:make", "--unit", "channel", "--sparsity", 0.5, "-o", "f", code=2)
+    assert "with the inputs of the first batch of --data" in " ".join(result.output.split())
+    assert not (nets / "f").exists()

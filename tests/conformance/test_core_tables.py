@@ -24,7 +24,9 @@ from secateur.core import (
     unit_name,
     unit_sizes,
 )
+from secateur.core.unit_channel import parameter_layout
 from secateur.types import NM, KeyLayout, Layout
+from tests.oracles.channel_nets import CHAIN, RESIDUAL
 
 CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "magnitude": (("weight",), False),
@@ -49,7 +51,8 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "movement_sanh": (("movement",), True),
 }
 UNIT_ROWS = ["weight", "row", "column", "kernel", "filter", "in_channel", "layer", "block(3, 2)"]
-ONE_PER_ROW = {"filter", "in_channel", "layer"}
+UNIT_ROWS += ["channel", "channel(all)"]
+ONE_PER_ROW = {"filter", "in_channel", "layer", "channel", "channel(all)"}
 ALLOCATION_ROWS = ["uniform", "global", "erk", "er", "uniform_plus", "lamp"]
 SCHEDULE_ROWS = ["one_shot", "linear", "geometric", "exponential", "cubic", "one_cycle", "cosine"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -61,6 +64,11 @@ LAYOUT: Layout = {
     "embed": KeyLayout((9, 6), kind="embedding", role="embedding"),
     "out": KeyLayout((8, 10), role="output"),
 }
+GROUPS: Layout = {**CHAIN, **RESIDUAL}
+
+
+def layout_for(unit_spec: str) -> Layout:
+    return GROUPS if unit_spec.startswith("channel") else LAYOUT
 
 
 def test_the_tables_are_the_rows_above() -> None:
@@ -77,8 +85,11 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
     for name in names:
         per_unit = name in ("noise", "gate_grad_sq")
         found[name] = {}
-        for key, one in LAYOUT.items():
-            tensor = torch.randn(unit.grid(one) if per_unit else one.shape, generator=generator)
+        layout = layout_for(unit_spec)
+        of_groups = layout is GROUPS and name != "noise"  # whose evidence is of parameters, and of their outputs
+        for key, one in (parameter_layout(layout) if of_groups else layout).items():
+            grid = one.shape[:1] if of_groups else unit.grid(one)
+            tensor = torch.randn(grid if per_unit else one.shape, generator=generator)
             positive = name in ("noise", "gate_grad_sq", "grad_abs", "grad_sq")
             found[name][key] = (tensor.abs() if positive else tensor).to(dtype)
     return found
@@ -86,7 +97,7 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
 
 def _refused(criterion: str, unit: str, allocation: str, within: object) -> str | None:
     entry = CRITERIA[criterion]
-    if entry.units is not None and unit not in entry.units:
+    if entry.units is not None and unit.split("(", maxsplit=1)[0] not in entry.units:
         return "one score per"
     if allocation == "lamp" and CRITERION_ROWS[criterion][1]:
         return "lamp squares the scores"
@@ -105,7 +116,8 @@ def _combinations() -> list[tuple[str, torch.dtype, object]]:
 @pytest.mark.parametrize("criterion", CRITERION_ROWS)
 def test_every_method_decides_exactly(criterion: str, unit: str) -> None:
     resolved, _ = parse_unit(unit)
-    sizes = unit_sizes(resolved, LAYOUT)
+    layout = layout_for(unit)
+    sizes = unit_sizes(resolved, layout)
     total = sum(sizes.values()) - removed_count(sum(sizes.values()), 0.6)
     for allocation, dtype, within in _combinations():
         evidence = _evidence(CRITERION_ROWS[criterion][0], unit, dtype)
@@ -116,7 +128,7 @@ def test_every_method_decides_exactly(criterion: str, unit: str) -> None:
             "within": within,
             "sparsity": 0.6,
             "evidence": evidence,
-            "layout": LAYOUT,
+            "layout": layout,
         }
         reason = _refused(criterion, unit, allocation, within)
         if reason is not None:
@@ -124,17 +136,17 @@ def test_every_method_decides_exactly(criterion: str, unit: str) -> None:
                 decide(**call)
             continue
         masks = decide(**call)
-        assert list(masks) == list(LAYOUT)
+        assert list(masks) == list(layout)
         for key, mask in masks.items():
             assert mask.dtype == torch.bool
-            assert mask.shape == resolved.grid(LAYOUT[key])
+            assert mask.shape == resolved.grid(layout[key])
         kept = sum(int(mask.sum()) for mask in masks.values())
         if within == "row":  # rounds in each row
             assert abs(kept - total) <= 0.5 * sum(mask.shape[0] for mask in masks.values())
         else:
-            assert abs(kept - total) <= (0.5 * len(LAYOUT) if allocation == "uniform" else 0)
-        weights = resolved.expand(masks, LAYOUT)
-        assert all(torch.equal(back, masks[key]) for key, back in resolved.pool(weights, LAYOUT).items())
+            assert abs(kept - total) <= (0.5 * len(layout) if allocation == "uniform" else 0)
+        weights = resolved.expand(masks, layout)
+        assert all(torch.equal(back, masks[key]) for key, back in resolved.pool(weights, layout).items())
 
 
 @pytest.mark.parametrize("criterion", CRITERION_ROWS)

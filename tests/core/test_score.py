@@ -78,9 +78,11 @@ def test_a_bare_function_is_a_criterion() -> None:
 def test_unit_criteria_refuse_other_units_with_the_reason() -> None:
     gates = {"gate_grad_sq": {"a": torch.rand(2), "b": torch.rand(2)}}
     assert score("gate_taylor", gates, LAYOUT, FILTER)["b"].shape == (2,)
-    with pytest.raises(ValueError, match=r"one score per filter, because its evidence \(gate_grad_sq\)") as caught:
+    with pytest.raises(
+        ValueError, match=r"one score per channel or filter, because its evidence \(gate_grad_sq\)"
+    ) as caught:
         score("gate_taylor", gates, LAYOUT, parse_unit("kernel")[0])
-    assert "unit='filter'" in str(caught.value)
+    assert "unit='channel' or 'filter'" in str(caught.value)
     with pytest.raises(ValueError, match="nothing to reduce"):
         score("gate_taylor", gates, LAYOUT, FILTER, "sum")
     with pytest.raises(ValueError, match="one per kernel"):

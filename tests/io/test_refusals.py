@@ -48,7 +48,7 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
 
 
 def test_a_newer_version_is_named(tmp_path: Path, content: bytes) -> None:
-    refuse(tmp_path / "f", edited(content, lambda record: record.update(format=7)), "format version 7 is newer than 1")
+    refuse(tmp_path / "f", edited(content, lambda record: record.update(format=7)), "format version 7 is newer than 2")
 
 
 @pytest.mark.parametrize("cut", [0, 5, 8, 100, -1000, -1])

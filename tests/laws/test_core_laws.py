@@ -29,7 +29,7 @@ from secateur.core.apportion import apportion
 from secateur.types import NM, KeyLayout
 from tests.oracles.core_oracles import as_list, kept_by_sorting
 
-SPECS = [name for name in UNITS if name != "block"] + ["block(2, 3)", "block(3, 1)"]
+SPECS = [name for name in UNITS if name not in ("block", "channel")] + ["block(2, 3)", "block(3, 1)"]
 few = settings(deadline=None, max_examples=25)
 many = settings(deadline=None, max_examples=50)
 tied_scores = st.lists(st.integers(-3, 3), min_size=1, max_size=30)

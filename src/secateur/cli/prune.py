@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -29,7 +30,10 @@ Within: TypeAlias = Annotated[str, typer.Option(help='Where units compete: tenso
 Targets: TypeAlias = Annotated[list[str] | None, typer.Option(help="Name or glob of what to prune; may be repeated.")]
 Exclude: TypeAlias = Annotated[list[str] | None, typer.Option(help="Name or glob of what stays dense, likewise.")]
 Data: TypeAlias = Annotated[
-    str | None, typer.Option(help="package.module:function that returns batches, for criteria that read gradients.")
+    str | None,
+    typer.Option(
+        help="package.module:function that returns batches, for criteria that read gradients and unit channel."
+    ),
 ]
 Loss: TypeAlias = Annotated[
     str | None,
@@ -61,8 +65,8 @@ def prune(
 
     The function behind --model takes no arguments and returns a torch.nn.Module. The one behind
     --data returns a loader or any iterable of (inputs, labels) batches, or of mappings that go in as
-    model(**batch); a single (inputs, labels) pair is one batch. `secateur methods` lists what
-    criterion, unit and allocation can be.
+    model(**batch); a single (inputs, labels) pair is one batch. Unit channel traces the model with the
+    inputs of the first batch. `secateur methods` lists what criterion, unit and allocation can be.
 
     Example: secateur prune --model nets:make --weights dense.safetensors --sparsity 0.9 -o sparse.safetensors
     """
@@ -87,6 +91,7 @@ def _run(model: str, weights: Path | None, output: Path, choices: dict[str, Any]
 
     from secateur.cli.functions import find_function, loss_named, make_data, make_model
     from secateur.cli.weights import fill, read_tensors
+    from secateur.core import unit_name
     from secateur.deploy import save
     from secateur.train.plan import Plan
     from secateur.train.prune import prune as run
@@ -102,8 +107,30 @@ def _run(model: str, weights: Path | None, output: Path, choices: dict[str, Any]
     net = make_model(model)
     if weights is not None:
         fill(net, weights)
-    masks = run(net, **choices, data=data, loss=loss, init=init, batches=given["batches"], undo=False)
+    example = None
+    if unit_name(plan.parsed_unit) == "channel":
+        example, data = _example(data)
+    choices |= {"example_inputs": example, "data": data, "loss": loss, "init": init, "batches": given["batches"]}
+    masks = run(net, **choices, undo=False)
     _say(masks, output, save(net, output, plan=plan))
+
+
+def _example(data: Any) -> tuple[Any, Any]:
+    """The model's inputs in the first batch, and the data with that batch still in it."""
+    from secateur.model.batches import limited
+
+    if data is None:
+        raise ValueError(
+            "--unit channel traces the model to see which channels go together, with the inputs of the first batch of "
+            "--data: name a function that returns batches"
+        )
+    first = next(limited(data, 1))
+    again = chain([first], data) if isinstance(data, Iterator) else data
+    if isinstance(first, Mapping):
+        return dict(first), again
+    if isinstance(first, (tuple, list)) and len(first) == 2:
+        return (first[0],), again
+    raise ValueError(f"a batch of --data is a {type(first).__name__}; known are (inputs, labels) pairs and mappings")
 
 
 def _say(masks: Masks, output: Path, written: int) -> None:

@@ -18,7 +18,8 @@ from secateur.core.apportion import apportion, water_fill
 from secateur.core.names import resolve
 from secateur.core.select import keep_top, removed_count
 from secateur.core.typed import split
-from secateur.types import AllocationEntry, Layout, Tensors
+from secateur.core.unit_channel import producer_shape
+from secateur.types import AllocationEntry, KeyLayout, Layout, Tensors
 
 __all__ = [
     "ALLOCATIONS",
@@ -151,7 +152,7 @@ def erk(sizes: Mapping[str, int], layout: Layout, keep: int) -> dict[str, int]:
     """Erdos-Renyi-kernel: density of a key proportional to ``(O + I/g + kh + kw) / (O * I/g * kh * kw)``.
 
     Keys whose density would pass 1 are dense and the others share the rest, to a fixed point. Counts are rounded by
-    largest remainder, so that the total is exact.
+    largest remainder, so that the total is exact. A coupled group has the shape of its first producer.
 
     Args:
         sizes: units per key; the density applies to their number.
@@ -171,7 +172,7 @@ def erk(sizes: Mapping[str, int], layout: Layout, keep: int) -> dict[str, int]:
     Reference:
         Evci, Gale, Menick, Castro, Elsen 2020, arXiv 1911.11134.
     """
-    raw = {key: sum(layout[key].shape) / math.prod(layout[key].shape) for key in sizes}
+    raw = {key: sum(shape) / math.prod(shape) for key, shape in _shapes(sizes, layout).items()}
     return apportion(water_fill(raw, sizes, keep), keep, sizes)
 
 
@@ -195,7 +196,7 @@ def er(sizes: Mapping[str, int], layout: Layout, keep: int) -> dict[str, int]:
     Reference:
         Mocanu, Mocanu, Stone, Nguyen, Gibescu, Liotta 2018, arXiv 1707.04780.
     """
-    raw = {key: sum(layout[key].shape[:2]) / math.prod(layout[key].shape[:2]) for key in sizes}
+    raw = {key: sum(shape[:2]) / math.prod(shape[:2]) for key, shape in _shapes(sizes, layout).items()}
     return apportion(water_fill(raw, sizes, keep), keep, sizes)
 
 
@@ -230,7 +231,7 @@ def uniform_plus(sizes: Mapping[str, int], layout: Layout, keep: int) -> dict[st
         Gale, Elsen, Hooker 2019, arXiv 1902.09574 (from memory, not verified); as in the code of Lee et al. 2021,
         arXiv 2010.07611.
     """
-    dense = {key: n for key, n in sizes.items() if layout[key].role == "first" and layout[key].kind == "conv"}
+    dense = {key: n for key, n in sizes.items() if layout[key].role == "first" and _is_conv(layout[key])}
     least = {key: -(-n // 5) for key, n in sizes.items() if layout[key].role == "output" and key not in dense}
     bound = sum(dense.values()) + sum(least.values())
     if keep < bound:
@@ -278,3 +279,11 @@ def resolve_allocation(value: str | AllocationEntry | Callable[..., dict[str, in
 
 def _by_hand(function: Callable[..., dict[str, int]]) -> AllocationEntry:
     return AllocationEntry(function, "given by hand", "")
+
+
+def _shapes(sizes: Mapping[str, int], layout: Layout) -> dict[str, tuple[int, ...]]:
+    return {key: producer_shape(layout[key]) for key in sizes}
+
+
+def _is_conv(layout: KeyLayout) -> bool:
+    return layout.kind == "conv" or (layout.kind == "group" and len(producer_shape(layout)) > 2)

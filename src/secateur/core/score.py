@@ -11,8 +11,9 @@ from secateur.core.combine import Combination, by_hand, merge, parse_combination
 from secateur.core.criteria import CRITERIA
 from secateur.core.names import needs, resolve, spec_of
 from secateur.core.select import check_scores
+from secateur.core.unit_channel import Channel, evidence_layout
 from secateur.core.units import unit_name
-from secateur.types import CriterionEntry, Evidence, Layout, Reduce, Unit
+from secateur.types import CriterionEntry, Evidence, Layout, Reduce, Tensors, Unit
 
 __all__ = ["CriterionLike", "batches_needed", "criterion_spec", "evidence_needed", "resolve_criterion", "score"]
 
@@ -96,17 +97,19 @@ def score(
     """Scores of units, low ones to go first.
 
     ``s_u = reduce_{i in u} criterion(evidence)_i`` for a criterion of level "weight"; at level "unit" the criterion's
-    own score, whose evidence was collected per unit.
+    own score, whose evidence was collected per unit. Of a channel that several layers make, the scores of level
+    "weight" are reduced over the weights of all of them, and those of level "unit" add up: so do the changes of the
+    loss that they stand for (Molchanov et al. 2019, arXiv 1906.10771).
 
     Args:
         criterion: what ``resolve_criterion`` takes.
         evidence: kind -> (parameter name -> tensor); parameters that the layout does not name are not read.
-        layout: the parameters to score.
+        layout: the parameters, or coupled groups, to score.
         unit: what is removed together.
         reduce: how the scores of one unit's weights become its score; None: as the criterion's row says.
 
     Returns:
-        Parameter name -> scores in the unit's grid shape; at least float32, float64 for a combination.
+        Parameter or group -> scores in the unit's grid shape; at least float32, float64 for a combination.
 
     Raises:
         ValueError: for missing evidence, a unit that the criterion is not defined for, wrong shapes, and scores that
@@ -141,42 +144,55 @@ def _score_entry(
     entry: CriterionEntry, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None
 ) -> dict[str, Tensor]:
     _check_unit(entry, unit)
-    raw: dict[str, Tensor] = {}
-    for key, one in layout.items():
-        inputs = [_read(entry, evidence, name, key) for name in needs(entry.function)]
-        made = entry.function(*inputs)
-        shape = one.shape if entry.level == "weight" else unit.grid(one)
-        if tuple(made.shape) != shape:
-            raise ValueError(
-                f"criterion {_name(entry)!r} gave scores of shape {tuple(made.shape)} for {key!r}, but {shape} is "
-                f"needed: {'one per weight' if entry.level == 'weight' else f'one per {unit_name(unit)}'}"
-            )
-        raw[key] = made
-    if entry.level == "unit":
-        return raw
-    return unit.pool(raw, layout, entry.reduce if reduce is None else reduce)
+    if entry.level == "weight":
+        parameters = evidence_layout(unit, layout)
+        raw = {key: _run(entry, evidence, key, one.shape, "weight") for key, one in parameters.items()}
+        return unit.pool(raw, layout, entry.reduce if reduce is None else reduce)
+    if isinstance(unit, Channel) and entry.units is not None:  # one score per output of a producer
+        named = [_kind(entry, evidence, name) for name in needs(entry.function)]
+        known = dict.fromkeys(member.name for key in layout.values() for member in key.members if member.part == "out")
+        outputs = {key: (named[0][key].numel(),) for key in known if all(key in tensors for tensors in named)}
+        raw = {key: _run(entry, evidence, key, shape, "output") for key, shape in outputs.items()}
+        return unit.add_up(raw, layout)
+    return {key: _run(entry, evidence, key, unit.grid(one), unit_name(unit)) for key, one in layout.items()}
+
+
+def _run(entry: CriterionEntry, evidence: Evidence, key: str, shape: tuple[int, ...], what: str) -> Tensor:
+    made = entry.function(*[_read(entry, evidence, name, key) for name in needs(entry.function)])
+    if tuple(made.shape) != shape:
+        raise ValueError(
+            f"criterion {_name(entry)!r} gave scores of shape {tuple(made.shape)} for {key!r}, but {shape} is "
+            f"needed: one per {what}"
+        )
+    return made
 
 
 def _read(entry: CriterionEntry, evidence: Evidence, name: str, key: str) -> Tensor:
+    found = _kind(entry, evidence, name)
+    if key not in found:
+        raise ValueError(f"evidence {name!r} has nothing for the parameter {key!r}, which {_name(entry)!r} scores")
+    return found[key]
+
+
+def _kind(entry: CriterionEntry, evidence: Evidence, name: str) -> Tensors:
     found = evidence.get(name)
     if found is None:
         raise ValueError(
             f"criterion {_name(entry)!r} reads the evidence {name!r}, which was not given (there is: "
             f"{', '.join(evidence) or 'none'}); it needs data: {entry.data}"
         )
-    if key not in found:
-        raise ValueError(f"evidence {name!r} has nothing for the parameter {key!r}, which {_name(entry)!r} scores")
-    return found[key]
+    return found
 
 
 def _check_unit(entry: CriterionEntry, unit: Unit) -> None:
     if entry.level == "weight" or entry.units is None or unit_name(unit) in entry.units:
         return
-    named = ", ".join(sorted(entry.units))
+    named = " or ".join(sorted(entry.units))
     raise ValueError(
         f"criterion {_name(entry)!r} gives one score per {named}, because its evidence "
         f"({', '.join(needs(entry.function))}) is collected per {named}; it says nothing about a {unit_name(unit)}. "
-        f"Take unit={named!r}, or a criterion of level 'weight' such as 'taylor' or 'l1'"
+        f"Take unit={' or '.join(map(repr, sorted(entry.units)))}, or a criterion of level 'weight' such as "
+        "'taylor' or 'l1'"
     )
 
 

@@ -184,7 +184,8 @@ def _select_tensor(key: str, score: Tensor, keep: int, alive: Tensor | None) -> 
 
 
 def _select_rows(key: str, score: Tensor, keep: int, layout: KeyLayout | None, alive: Tensor | None) -> Tensor:
-    turn = layout is not None and tuple(score.shape) == layout.shape  # single weights: parameter order
+    # single weights: parameter order; a group has its units in order
+    turn = layout is not None and layout.kind != "group" and tuple(score.shape) == layout.shape
     rows = _rows(score, layout if turn else None)
     if rows.shape[1] == 1:
         raise ValueError(
@@ -239,7 +240,7 @@ def _border(rows: Tensor, keep: int) -> Tensor:
 
 
 def _select_nm(key: str, score: Tensor, pattern: NM, layout: KeyLayout, alive: Tensor | None) -> Tensor:
-    if tuple(score.shape) != layout.shape:
+    if tuple(score.shape) != layout.shape or layout.kind == "group":
         raise ValueError(
             f"{pattern} selects single weights, but the scores of {key!r} have shape {tuple(score.shape)} and the "
             f"parameter {layout.shape}: take unit='weight'"

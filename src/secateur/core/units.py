@@ -6,6 +6,7 @@ With W[O, I/g, kh, kw] after the turn that ``canonical`` makes (a linear layer i
     row         (o, i, y, :)    last kernel axis       filter      (o, :, :, :)    output channel, neuron, token
     column      (o, i, :, x)    the one before it      in_channel  (:, i, :, :)    i counts over all groups
     block(r, c) tile of the 2-D view [O, I/g*kh*kw]    layer       everything
+    channel     slices of several parameters that only go together (a coupled group; see unit_channel)
 
 The ladder weight, vector, kernel, filter follows Mao et al. 2017, arXiv 1705.08922 (from memory, not
 verified). Units of one kind are disjoint and cover the parameter, so ``pool(expand(m)) == m``:
@@ -21,12 +22,14 @@ from collections.abc import Mapping
 from secateur.core.names import lookup, parse_spec
 from secateur.core.select import Within
 from secateur.core.unit_axes import Column, Filter, InChannel, Kernel, Layer, Row, Weight
+from secateur.core.unit_channel import Channel
 from secateur.core.unit_tiles import Block
 from secateur.types import NM, Layout, Unit, UnitEntry
 
 __all__ = [
     "UNITS",
     "Block",
+    "Channel",
     "Column",
     "Filter",
     "InChannel",
@@ -49,6 +52,9 @@ UNITS: Mapping[str, UnitEntry] = {
     "in_channel": UnitEntry(InChannel, "all that reads one input channel, (:, i, :, :)"),
     "block": UnitEntry(Block, "block(rows, columns): tile of the 2-D view [O, I*kh*kw]"),
     "layer": UnitEntry(Layer, "whole layers"),
+    "channel": UnitEntry(
+        Channel, "every slice of a coupled channel; scored by its producers, channel(all) by its readers too"
+    ),
 }
 
 
@@ -86,7 +92,7 @@ def parse_unit(value: str | Unit | NM) -> tuple[Unit, Within]:
                 f"write '{first} of {second}' to keep {first} of every {second}"
             )
         return Weight(), NM(int(first), int(second))
-    name, args, kwargs = parse_spec(value)
+    name, args, kwargs = parse_spec(_quoted(value))
     entry = lookup("unit", UNITS, name)
     try:
         return entry.factory(*args, **kwargs), "tensor"
@@ -101,7 +107,7 @@ def unit_name(unit: Unit) -> str:
         >>> unit_name(Block(4, 1))
         'block'
     """
-    return parse_spec(unit.spec)[0]
+    return parse_spec(_quoted(unit.spec))[0]
 
 
 def unit_sizes(unit: Unit, layout: Layout) -> dict[str, int]:
@@ -113,3 +119,8 @@ def unit_sizes(unit: Unit, layout: Layout) -> dict[str, int]:
         {'fc': 10}
     """
     return {key: math.prod(unit.grid(one)) for key, one in layout.items()}
+
+
+def _quoted(spec: str) -> str:
+    """Words as arguments are strings: ``"channel(all)"`` reads as ``"channel('all')"``."""
+    return re.sub(r"\(\s*([a-z]+)\s*\)", r"('\1')", spec)

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from secateur.core.units import parse_unit
 from secateur.deploy.filling import check_contents, check_masks, check_ties, swap_in, target_tensors
+from secateur.deploy.shrunk import structure_in, structure_to_save, with_structure
 from secateur.io import Bundle, Contents, read, write
 from secateur.model.mask_checks import check_shapes, zeros_without_masks
 from secateur.model.masks import Masks, find_masks, register_masks
 from secateur.model.names import clean_name, unwrap
+from secateur.model.removal.registry import find_mark, set_mark
+from secateur.model.removal.restore import reshape
 from secateur.types import Layout, Tensors
 
 __all__ = ["load", "save"]
@@ -35,6 +38,7 @@ def save(
     masks: Masks | None = None,
     plan: Json | None = None,
     record: Json | None = None,
+    shrunk: bool | None = None,
 ) -> int:
     """Save a model with its masks as one safetensors file; removed weights take no room.
 
@@ -42,19 +46,25 @@ def save(
     bytes at 90 %, 1.3 % at 99 %. Everything in ``state_dict()`` is stored exactly, buffers included, tied
     tensors once. The file is replaced in one step: a killed writer leaves the old one.
 
+    Of a shrunk model the file also says which shapes its class had before and the numbers that no shape tells
+    (groups, heads), so that ``load(path, into=TheClass())`` gives the small model back.
+
     Args:
         model: a module, or a mapping name -> tensor such as a state dict.
         path: file to make or replace; its folder must exist.
         masks: which weights are removed; None: the masks registered for ``model``, if any.
         plan: the choices that led here: a ``Plan`` or plain JSON.
         record: anything else to remember: a record or plain JSON.
+        shrunk: whether the model is smaller than its class builds it; None: as far as known. Say True for a
+            copy or an unpickled model, which nothing is known of.
 
     Returns:
         Bytes written.
 
     Raises:
         ValueError: if removed weights have grown back, a state dict holds more than tensors, a tensor is
-            sharded or sparse, or the unit of the masks has no name to load it by.
+            sharded or sparse, the unit of the masks has no name to load it by, or ``shrunk=True`` comes
+            with a mapping.
         FileNotFoundError: if the folder does not exist.
 
     Example:
@@ -75,15 +85,18 @@ def save(
         if unseen:
             warnings.warn(f"the file will be as large as the dense one: {unseen}", stacklevel=2)
         tensors = _clean(root.state_dict())
+        remembered = with_structure(_json(record), structure_to_save(root, shrunk))
     elif isinstance(model, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        tensors = dict(model)
+        if shrunk:
+            raise ValueError("shrunk=True needs the module itself: a mapping of tensors has no layers to describe")
+        tensors, remembered = dict(model), _json(record)
     else:
         raise ValueError(f"a {type(model).__name__} cannot be saved; give a module, or a mapping of named tensors")
     if masks is None:
-        return write(path, Bundle(tensors, plan=_json(plan), record=_json(record)))
+        return write(path, Bundle(tensors, plan=_json(plan), record=remembered))
     spec = masks.unit.spec
     parse_unit(spec)  # a unit that cannot be named again must fail here, not when the file is loaded
-    bundle = Bundle(tensors, masks.unit_masks, spec, masks.layout, _json(plan), _json(record))
+    bundle = Bundle(tensors, masks.unit_masks, spec, masks.layout, _json(plan), remembered)
     return write(path, bundle, masks=masks)
 
 
@@ -103,7 +116,8 @@ def load(
 
     With ``into`` the values are copied into the module's own parameters and buffers, exactly, and its masks
     are registered: train on with ``find_masks(model).attach(optimizer)``. On any error the module stays
-    as it was, bit for bit. Load hooks of the module are not called; wrappers are looked through.
+    as it was, bit for bit. Load hooks of the module are not called; wrappers are looked through. If the file
+    was saved from a shrunk model, a module with the shapes from before is shrunk to its shapes.
 
     Args:
         path: the file.
@@ -142,14 +156,30 @@ def load(
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     def check(contents: Contents) -> None:
-        check_contents(contents, slots, type(root).__name__)
+        check_contents(contents, slots, type(root).__name__, structure_in(contents.record))
 
     bundle = read(path, expand=_expand, check=check, max_bytes=max_bytes)
     try:
-        _fill(root, slots, bundle)
+        _reshape_and_fill(root, slots, bundle)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
     return target
+
+
+def _reshape_and_fill(root: nn.Module, slots: Mapping[str, Tensor], bundle: Bundle) -> None:
+    """Bring the module to the shapes of a shrunk model first, and back if it cannot be filled then."""
+    shrunk = structure_in(bundle.record)
+    if shrunk is None:
+        _fill(root, slots, bundle)
+        return
+    journal = reshape(root, {name: tuple(bundle.tensors[name].shape) for name in slots}, shrunk)
+    try:
+        _fill(root, slots, bundle)
+    except BaseException:
+        journal.undo()
+        raise
+    if journal.changed_shapes or find_mark(root) is None:
+        set_mark(root, shrunk.mark())
 
 
 def _fill(root: nn.Module, slots: Mapping[str, Tensor], bundle: Bundle) -> None:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from secateur.deploy.shrunk import LOST_MARK, may_become
 from secateur.io import Bundle, Contents
 from secateur.model.masks import Masks
 from secateur.model.names import clean_name
+from secateur.model.removal.restore import Structure
 
 __all__ = ["check_contents", "check_masks", "check_ties", "swap_in", "target_tensors"]
 
@@ -50,8 +52,16 @@ def target_tensors(root: nn.Module) -> dict[str, Tensor]:
     return slots
 
 
-def check_contents(contents: Contents, slots: Mapping[str, Tensor], owner: str) -> None:
+def check_contents(
+    contents: Contents, slots: Mapping[str, Tensor], owner: str, shrunk: Structure | None = None
+) -> None:
     """Refuse a file whose names, shapes or dtypes are not the module's.
+
+    Args:
+        contents: of the file.
+        slots: the module's tensors.
+        owner: the module's class, for the message.
+        shrunk: what the file says about a shrunk model; its shapes may differ as ``may_become`` allows.
 
     Raises:
         ValueError: listing everything that does not fit, and what to try.
@@ -62,7 +72,7 @@ def check_contents(contents: Contents, slots: Mapping[str, Tensor], owner: str) 
     shapes = [
         f"{name} is {found[name].shape} in the file, {tuple(tensor.shape)} in the module"
         for name, tensor in slots.items()
-        if name in found and found[name].shape != tuple(tensor.shape)
+        if name in found and not may_become(name, tuple(tensor.shape), found[name].shape, shrunk)
     ]
     dtypes = [
         f"{name} is {found[name].dtype} in the file, {tensor.dtype} in the module"
@@ -78,10 +88,18 @@ def check_contents(contents: Contents, slots: Mapping[str, Tensor], owner: str) 
         problems.append("build the module that was saved, with the same options")
     if shapes:
         problems.append(f"shapes differ: {_some(shapes)}; build the module with the sizes of the file")
+        problems.append(LOST_MARK if shrunk is None else _before(shrunk))
     if dtypes:
         problems.append(f"dtypes differ: {_some(dtypes)}; convert the module first, model.to({_dtype_hint(contents)})")
     if problems:
         raise ValueError(f"does not fit {owner}: " + ". ".join(problems))
+
+
+def _before(shrunk: Structure) -> str:
+    if shrunk.before is None:
+        return "the file holds a shrunk model, so the module's tensors may be larger, but not smaller"
+    sizes = [f"{name} {shape}" for name, shape in shrunk.before.items()]
+    return f"or with those it had before it was shrunk: {_some(sizes)}"
 
 
 def check_masks(present: Masks | None, bundle: Bundle) -> None:
@@ -95,6 +113,9 @@ def check_masks(present: Masks | None, bundle: Bundle) -> None:
     known = present.unit_masks
     same = bundle.unit == present.unit.spec and set(known) == set(bundle.masks)
     same = same and all(torch.equal(mask, bundle.masks[name]) for name, mask in known.items())
+    same = same and all(
+        key.members == bundle.layout[name].members for name, key in present.layout.items() if key.members
+    )
     if not same:
         raise ValueError(
             f"the module has other masks already ({len(present)} tensors by {present.unit.spec}); "

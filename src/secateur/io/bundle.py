@@ -26,9 +26,10 @@ class Bundle:
     Attributes:
         tensors: name -> dense tensor, zeros where weights are removed. Two names of one tied
             tensor map to the same object.
-        masks: name -> unit mask, bool in the unit's grid, True = kept. Names without a mask are dense.
+        masks: name -> unit mask, bool in the unit's grid, True = kept. Names without a mask are dense. Masks of
+            coupled groups go by the group's name, bool [units]; the layout's members are the tensors they mask.
         unit: the string that makes the unit again, ``"weight"``; None where there are no masks.
-        layout: how the masked parameters are laid out.
+        layout: how the masked parameters, or groups, are laid out.
         plan: record of the choices that led here, plain JSON.
         record: whatever the writer wanted to say, plain JSON.
 

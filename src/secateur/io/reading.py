@@ -115,12 +115,15 @@ def _contents(header: Header, schema: Schema, file_bytes: int) -> Contents:
     slots = header.slots
     tensors: dict[str, TensorInfo] = {}
     ties: dict[str, Tied] = {}
+    masks_of: dict[str, list[str]] = {name: [] for name in schema.tensors}
+    for key in schema.units:  # the mask of a group counts to its first member
+        masks_of[schema.layout[key].members[0].name if schema.grouped else key].append(mask_key(key))
     for name, entry in schema.tensors.items():
         if isinstance(entry, Tied):
             ties[name] = entry
         elif isinstance(entry, Masked):
-            values, mask = slots[values_key(name)], slots[mask_key(name)]
-            stored = values.end - values.begin + mask.end - mask.begin
+            values, own = slots[values_key(name)], masks_of[name]
+            stored = values.end - values.begin + sum(slots[mask].end - slots[mask].begin for mask in own)
             tensors[name] = TensorInfo(values.dtype, entry.shape, entry.kept, stored)
         else:
             tensors[name] = TensorInfo(slots[name].dtype, slots[name].shape, None, slots[name].end - slots[name].begin)
@@ -177,7 +180,7 @@ def _crc(schema: Schema, key: str) -> int:
 
 
 def _expanded(schema: Schema, units: dict[str, Tensor], expand: Expand | None) -> dict[str, Tensor]:
-    masks = dict(units)
+    masks = {} if schema.grouped else dict(units)
     coarse = {name: entry for name, entry in schema.tensors.items() if isinstance(entry, Masked) and entry.expand}
     if not coarse:
         return masks
@@ -186,8 +189,8 @@ def _expanded(schema: Schema, units: dict[str, Tensor], expand: Expand | None) -
             f"its masks are by {schema.unit}, coarser than weights; read it with secateur.load, or give expand="
         )
     assert schema.unit is not None, "parse_schema refuses masks without a unit"
-    layout = {name: schema.layout[name] for name in coarse}
-    masks |= expand({name: units[name] for name in coarse}, layout, schema.unit)
+    keys = list(units if schema.grouped else coarse)
+    masks |= expand({key: units[key] for key in keys}, {key: schema.layout[key] for key in keys}, schema.unit)
     for name, entry in coarse.items():
         mask = masks[name]
         if mask.dtype is not torch.bool or tuple(mask.shape) != entry.shape or int(mask.sum()) != entry.kept:

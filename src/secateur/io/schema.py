@@ -5,12 +5,13 @@
 shape. The record holds the CRC-32 of every stored tensor, so that nothing in a file can change
 unseen. A digest is no signature: it tells damage, not malice; malice meets the checks below.
 
-    format   1
+    format   1, or 2 where masks are of coupled groups
     tensors  name -> null (stored whole under its name)
                    | {shape, kept, expand}: values under "name#values"; expand: the mask follows
                      from a coarser unit mask
                    | {tied, masked}: the same tensor as another name
-    units    name -> {shape, coding, side, count}: unit mask under "name#mask"
+    units    key -> {shape, coding, side, count}: unit mask under "key#mask"; the key is a tensor's name, or a
+             group's, whose layout then lists the tensors that it masks
     unit, layout, plan, record, crc32
 """
 
@@ -24,12 +25,14 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from secateur.io.container import Header, Slot, is_count, parse_shape
+from secateur.io.members import check_groups, member_json, parse_members
 from secateur.io.positions import PositionCode, Side, is_coding
 from secateur.types import KeyLayout, Kind, Layout, Role
 
 __all__ = ["FORMAT", "Masked", "Schema", "Tied", "mask_key", "metadata_of", "parse_schema", "values_key"]
 
-FORMAT = 1
+FORMAT = 2
+"""The newest format; a file names the oldest one that can hold it."""
 
 _MAX_UNIT_SPEC = 200
 
@@ -63,6 +66,11 @@ class Schema:
     record: Mapping[str, Any] | None
     crc32: Mapping[str, int]
 
+    @property
+    def grouped(self) -> bool:
+        """Whether the masks are of coupled groups."""
+        return any(key.kind == "group" for key in self.layout.values())
+
     def stored_keys(self) -> set[str]:
         """The keys under which the container must hold tensors: these, and no others."""
         keys = {name for name, entry in self.tensors.items() if entry is None}
@@ -93,7 +101,7 @@ def metadata_of(schema: Schema, slots: Mapping[str, Slot]) -> dict[str, str]:
             raise ValueError(f"{what}= must be plain JSON (dicts, lists, numbers, strings, None): {error}") from None
     text = json.dumps(
         {
-            "format": FORMAT,
+            "format": FORMAT if schema.grouped else 1,
             "tensors": {name: _tensor_json(entry) for name, entry in schema.tensors.items()},
             "units": {name: _unit_json(code) for name, code in schema.units.items()},
             "unit": schema.unit,
@@ -141,7 +149,7 @@ def parse_schema(header: Header) -> Schema:
         tensors={name: _parse_tensor(name, entry) for name, entry in record["tensors"].items()},
         units={name: _parse_unit(name, entry) for name, entry in record["units"].items()},
         unit=_optional(record["unit"], str, "unit"),
-        layout={name: _parse_layout(name, entry) for name, entry in record["layout"].items()},
+        layout=_parse_layouts(record["layout"]),
         plan=_optional(record["plan"], dict, "plan"),
         record=_optional(record["record"], dict, "record"),
         crc32=record["crc32"],
@@ -168,7 +176,8 @@ def _unit_json(code: PositionCode) -> dict[str, Any]:
 
 
 def _layout_json(key: KeyLayout) -> dict[str, Any]:
-    return {"shape": list(key.shape), "kind": key.kind, "groups": key.groups, "role": key.role}
+    plain = {"shape": list(key.shape), "kind": key.kind, "groups": key.groups, "role": key.role}
+    return {**plain, "members": [member_json(member) for member in key.members]} if key.kind == "group" else plain
 
 
 def _expect_keys(entry: object, keys: set[str], what: str) -> dict[str, Any]:
@@ -208,12 +217,28 @@ def _parse_unit(name: str, entry: object) -> PositionCode:
     return PositionCode(shape, entry["coding"], entry["side"], entry["count"])
 
 
-def _parse_layout(name: str, entry: object) -> KeyLayout:
-    entry = _expect_keys(entry, {"shape", "kind", "groups", "role"}, f"layout of {name}")
+def _parse_layouts(entries: Mapping[str, object]) -> dict[str, KeyLayout]:
+    layout: dict[str, KeyLayout] = {}
+    positions = 0
+    for name, entry in entries.items():
+        layout[name] = _parse_layout(name, entry, positions)
+        positions += sum(len(member.owner) for member in layout[name].members)
+    return layout
+
+
+def _parse_layout(name: str, entry: object, positions: int) -> KeyLayout:
+    grouped = isinstance(entry, dict) and entry.get("kind") == "group"
+    members = {"members"} if grouped else set[str]()
+    entry = _expect_keys(entry, {"shape", "kind", "groups", "role"} | members, f"layout of {name}")
     kind, groups, role = entry["kind"], entry["groups"], entry["role"]
     if kind not in get_args(Kind) or role not in get_args(Role) or not is_count(groups) or groups < 1:
         raise ValueError(f"altered: layout of {name}: kind {kind!r}, groups {groups!r}, role {role!r}")
-    return KeyLayout(parse_shape(entry["shape"], f"layout of {name}"), kind, groups, role)
+    shape = parse_shape(entry["shape"], f"layout of {name}")
+    if not grouped:
+        return KeyLayout(shape, kind, groups, role)
+    if len(shape) != 1:
+        raise ValueError(f"altered: layout of {name}: a group of shape {shape}, which has to be its number of units")
+    return KeyLayout(shape, kind, groups, role, parse_members(entry["members"], shape[0], f"group {name}", positions))
 
 
 def _cross_check(schema: Schema, header: Header) -> None:
@@ -221,15 +246,28 @@ def _cross_check(schema: Schema, header: Header) -> None:
         wrong = sorted((schema.stored_keys() | set(schema.crc32)) ^ set(header.slots))
         raise ValueError(f"altered: record and container disagree about the tensors {wrong[:5]}")
     masked = {name: entry for name, entry in schema.tensors.items() if isinstance(entry, Masked)}
-    if set(masked) != set(schema.units) or (masked and schema.unit is None):
-        raise ValueError("altered: the masks of its record do not belong to its masked tensors")
     for name, entry in schema.tensors.items():
         if isinstance(entry, Tied) and not _ties_well(entry, schema):
             raise ValueError(f"altered: tensor {name} is tied to {entry.to}, which cannot be")
     for name, entry in masked.items():
-        code, values = schema.units[name], header.slots[values_key(name)]
+        values = header.slots[values_key(name)]
         if values.shape != (entry.kept,):
             raise ValueError(f"altered: tensor {name} keeps {entry.kept} elements, {values.shape} are stored")
+    if schema.grouped:
+        check_groups(
+            schema.layout, {n: e.shape for n, e in masked.items()}, {n: c.shape for n, c in schema.units.items()}
+        )
+        if schema.unit is None or not all(entry.expand for entry in masked.values()):
+            raise ValueError("altered: its masks are of coupled groups, but are not expanded from a unit")
+    else:
+        _check_masks(schema, masked)
+
+
+def _check_masks(schema: Schema, masked: Mapping[str, Masked]) -> None:
+    if set(masked) != set(schema.units) or (masked and schema.unit is None):
+        raise ValueError("altered: the masks of its record do not belong to its masked tensors")
+    for name, entry in masked.items():
+        code = schema.units[name]
         if not entry.expand and (code.shape != entry.shape or code.kept != entry.kept):
             raise ValueError(f"altered: tensor {name} and its mask differ in shape or count")
         if entry.expand and name not in schema.layout:

@@ -44,7 +44,7 @@ def write(path: str | os.PathLike[str], bundle: Bundle, *, masks: Tensors | None
         path: file to make or replace.
         bundle: what to store. Tensors of any device, contiguous or not; -0.0 under a mask becomes 0.0.
         masks: name -> mask of the parameter's shape, for units coarser than a weight; None where
-            unit masks have the parameters' shapes already.
+            unit masks have the parameters' shapes already. Needed for coupled groups.
 
     Returns:
         Bytes written.
@@ -72,26 +72,33 @@ def write(path: str | os.PathLike[str], bundle: Bundle, *, masks: Tensors | None
 
 
 def _pack(bundle: Bundle, masks: Tensors) -> tuple[Schema, dict[str, Tensor]]:
-    unknown = sorted(set(bundle.masks) - set(bundle.tensors)) or sorted(set(bundle.masks) ^ set(masks))
-    if unknown:
-        raise ValueError(f"masks of {unknown} come without a tensor, or without their unit mask")
     if bundle.masks and bundle.unit is None:
         raise ValueError("masks were given without unit=; say what they mask, 'weight' for single weights")
+    grouped = any(key.kind == "group" for key in bundle.layout.values())
+    unknown = sorted(set(masks) - set(bundle.tensors)) or ([] if grouped else sorted(set(bundle.masks) ^ set(masks)))
+    if unknown:
+        raise ValueError(f"masks of {unknown} come without a tensor, or without their unit mask")
     for name, tensor in bundle.tensors.items():
         _check_storable(name, tensor)
-    owners = _owners(bundle.tensors, bundle.masks)
+    owners = _owners(bundle.tensors, masks)
     packed = _Packed()
     for name, tensor in bundle.tensors.items():
         owner = owners[name]
         if owner != name:
-            _check_same_mask(bundle.masks, name, owner)
-            packed.entries[name] = Tied(owner, name in bundle.masks)
-        elif name in bundle.masks:
-            _pack_masked(packed, name, _plain(tensor), _plain(bundle.masks[name]), _plain(masks[name]))
-            _check_layout(name, packed.entries[name], bundle.layout)
+            _check_same_mask(masks if grouped else bundle.masks, name, owner)
+            packed.entries[name] = Tied(owner, name in masks and not grouped)
+        elif name in masks:
+            units = None if grouped else _plain(bundle.masks[name])
+            _pack_masked(packed, name, _plain(tensor), units, _plain(masks[name]))
+            if not grouped:
+                _check_layout(name, packed.entries[name], bundle.layout)
         else:
             packed.put(name, _plain(tensor))
             packed.entries[name] = None
+    if grouped:
+        for group, units in bundle.masks.items():
+            _pack_units(packed, group, _plain(units))
+        _check_groups(packed, bundle.layout)
     schema = Schema(
         tensors=packed.entries,
         units=packed.units,
@@ -104,8 +111,9 @@ def _pack(bundle: Bundle, masks: Tensors) -> tuple[Schema, dict[str, Tensor]]:
     return schema, packed.stored
 
 
-def _pack_masked(packed: _Packed, name: str, tensor: Tensor, units: Tensor, mask: Tensor) -> None:
-    if mask.dtype is not torch.bool or units.dtype is not torch.bool:
+def _pack_masked(packed: _Packed, name: str, tensor: Tensor, units: Tensor | None, mask: Tensor) -> None:
+    """The kept values of a tensor, and its unit mask unless that is a group's."""
+    if mask.dtype is not torch.bool:
         raise ValueError(f"mask of {name}: dtype {mask.dtype}; masks are torch.bool, True = kept")
     if mask.shape != tensor.shape:
         raise ValueError(
@@ -118,13 +126,32 @@ def _pack_masked(packed: _Packed, name: str, tensor: Tensor, units: Tensor, mask
             f"tensor {name}: {regrown} elements that its mask removes are not zero and would be lost; "
             "call masks.apply() first, or save without masks"
         )
-    code, positions = encode(units)
     values = as_integers(tensor)[mask].view(tensor.dtype)
     packed.put(values_key(name), values)
-    packed.put(mask_key(name), positions)
-    packed.units[name] = code
-    direct = units.shape == mask.shape and torch.equal(units, mask)
+    if units is not None:
+        _pack_units(packed, name, units)
+    direct = units is not None and units.shape == mask.shape and torch.equal(units, mask)
     packed.entries[name] = Masked(tuple(tensor.shape), values.numel(), expand=not direct)
+
+
+def _pack_units(packed: _Packed, key: str, units: Tensor) -> None:
+    if units.dtype is not torch.bool:
+        raise ValueError(f"mask of {key}: dtype {units.dtype}; masks are torch.bool, True = kept")
+    packed.units[key], positions = encode(units)
+    packed.put(mask_key(key), positions)
+
+
+def _check_groups(packed: _Packed, layout: Layout) -> None:
+    shapes = {name: entry.shape for name, entry in packed.entries.items() if isinstance(entry, Masked)}
+    for group in packed.units:
+        if group not in layout or layout[group].kind != "group":
+            raise ValueError(f"mask of {group}: layout= does not say which tensors this group masks")
+        for member in layout[group].members:
+            if shapes.get(member.name) != member.shape:
+                raise ValueError(
+                    f"group {group} has the member {member.name} of shape {member.shape}, the masked tensor of it "
+                    f"{shapes.get(member.name)}; write(..., masks=) needs the mask of every member"
+                )
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur.core.unit_channel import evidence_layout
 from secateur.model.batches import LossFunction, StepFunction, limited, loss_of, to_device
-from secateur.model.gates import gate_places, gated
+from secateur.model.gates import gate_layout, gate_places, gated
 from secateur.model.names import clean_name, find_parameter, unwrap
 from secateur.model.quietly import quietly
 from secateur.model.sharding import full, is_sharded, reshard
-from secateur.types import Evidence, Layout, Unit
+from secateur.types import Evidence, KeyLayout, Layout, Unit
 
 __all__ = ["GRADIENT_KINDS", "KINDS", "Source", "collect"]
 
@@ -78,12 +79,12 @@ def collect(
     Args:
         model: the module, wrapped or not.
         kinds: names of evidence, keys of ``KINDS``.
-        layout: the targets.
-        unit: what is removed together; noise and gates are per unit.
+        layout: the targets: parameters, or coupled groups of slices of parameters.
+        unit: what is removed together; noise is per unit, gates are per output of a layer.
         source: data, loss and the rest.
 
     Returns:
-        Kind -> parameter name -> tensor, detached, on the CPU or the parameter's device.
+        Kind -> parameter name (noise: key of the layout) -> tensor, detached, on the CPU or the parameter's device.
 
     Raises:
         ValueError: for a kind nobody collects, and for missing data, loss or init.
@@ -110,17 +111,19 @@ def collect(
             f"no collector for evidence {unknown[0]!r}; known: {', '.join(KINDS)}. A criterion's positional "
             "parameters name its evidence; hyper-parameters are keyword-only"
         )
+    weights = evidence_layout(unit, layout)
     found: dict[str, dict[str, Tensor]] = {}
     streamed = source.streamed or {}
     wanted = [kind for kind in kinds if kind not in streamed]
     gradients = [kind for kind in wanted if kind in GRADIENT_KINDS]
     if gradients:
-        found |= _gradients(root, gradients, layout, source)
+        gates = gate_layout(root, layout) if "gate_grad_sq" in gradients else {}
+        found |= _gradients(root, gradients, weights, gates, source)
     for kind in kinds:
         if kind in streamed:
             found[kind] = dict(streamed[kind])
         elif kind not in GRADIENT_KINDS:
-            found[kind] = _SIMPLE[kind](root, layout, unit, source)
+            found[kind] = _SIMPLE[kind](root, layout if kind == "noise" else weights, unit, source)
     return found
 
 
@@ -165,7 +168,9 @@ _SIMPLE: Mapping[str, Callable[[nn.Module, Layout, Unit, Source], dict[str, Tens
 }
 
 
-def _gradients(root: nn.Module, kinds: Iterable[str], layout: Layout, source: Source) -> dict[str, dict[str, Tensor]]:
+def _gradients(
+    root: nn.Module, kinds: Iterable[str], layout: Layout, gate_at: Mapping[str, KeyLayout], source: Source
+) -> dict[str, dict[str, Tensor]]:
     kinds = list(kinds)
     if source.data is None:
         raise ValueError(
@@ -185,8 +190,8 @@ def _gradients(root: nn.Module, kinds: Iterable[str], layout: Layout, source: So
                 value = loss_of(root, batch, source.loss, source.step)
                 _add(sums, layout, _gradient(value, inputs))
             if "gate_grad_sq" in kinds:
-                places = gate_places(root, layout, lambda batch=batch: loss_of(root, batch, source.loss, source.step))
-                with gated(places, layout) as gates:
+                places = gate_places(root, gate_at, lambda batch=batch: loss_of(root, batch, source.loss, source.step))
+                with gated(places, gate_at) as gates:
                     value = loss_of(root, batch, source.loss, source.step)
                     for name, gradient in _gradient(value, gates).items():
                         total = sums["gate_grad_sq"]

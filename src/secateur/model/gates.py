@@ -16,9 +16,48 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.model.names import clean_name
+from secateur.model.targets import known_weights
 from secateur.types import KeyLayout, Layout
 
-__all__ = ["gate_places", "gated"]
+__all__ = ["gate_layout", "gate_places", "gated"]
+
+
+def gate_layout(model: nn.Module, layout: Layout) -> dict[str, KeyLayout]:
+    """The layers at whose outputs gates measure the units: the targets, or the producers of coupled groups.
+
+    Of a group those producers count that are weights of linear and convolution layers; what raw parameters and
+    attention projections add to a residual stream has no gate.
+
+    Args:
+        model: the unwrapped module.
+        layout: the targets, parameters or groups.
+
+    Returns:
+        Parameter name -> the layout of that parameter.
+
+    Raises:
+        ValueError: for a group without such a producer.
+    """
+    if all(key.kind != "group" for key in layout.values()):
+        return dict(layout)
+    owners = {clean_name(path): module for path, module in model.named_modules()}
+    weights = known_weights(model)
+    found: dict[str, KeyLayout] = {}
+    for group, key in layout.items():
+        gated_here: dict[str, KeyLayout] = {}
+        for member in key.members:
+            own = weights.get(member.name)
+            if own is None or member.part != "out" or member.dim != (1 if own.kind == "conv_transpose" else 0):
+                continue
+            if own.kind in ("conv", "conv_transpose") or isinstance(owners[member.name.rpartition(".")[0]], nn.Linear):
+                gated_here[member.name] = own
+        found |= gated_here
+        if not gated_here:
+            raise ValueError(
+                f"group {group!r} is made by no linear or convolution layer, so there is no place for a gate; "
+                f"exclude=[{group!r}], or take a criterion of level 'weight' such as 'taylor'"
+            )
+    return found
 
 
 def gate_places(model: nn.Module, layout: Layout, run: Any) -> dict[str, tuple[nn.Module, int]]:

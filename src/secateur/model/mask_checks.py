@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,19 @@ from secateur.model.registry import find_masks
 from secateur.model.sharding import local, part_of, take
 from secateur.types import KeyLayout, Layout, Unit
 
-__all__ = ["check_shapes", "check_zeros", "untie", "zeros_without_masks"]
+__all__ = ["check_members", "check_shapes", "check_zeros", "untie", "zeros_without_masks"]
 
 
 def untie(
     root: nn.Module, unit_masks: Mapping[str, Tensor], layout: Layout
 ) -> tuple[dict[str, Tensor], dict[str, KeyLayout]]:
-    """Masks and layouts under the first name of each parameter; tied names must agree."""
+    """Masks and layouts under the first name of each parameter; tied names must agree.
+
+    Coupled groups keep their names, their members come under the first names of their parameters.
+    """
     first = canonical_names(root)
+    if any(key in layout and layout[key].kind == "group" for key in unit_masks):
+        return _untie_groups(root, unit_masks, {key: layout[key] for key in unit_masks}, first)
     masks: dict[str, Tensor] = {}
     layouts: dict[str, KeyLayout] = {}
     given: dict[str, str] = {}
@@ -37,6 +43,23 @@ def untie(
     return masks, layouts
 
 
+def _untie_groups(
+    root: nn.Module, unit_masks: Mapping[str, Tensor], layout: Layout, first: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, KeyLayout]]:
+    for group, key in layout.items():
+        for member in key.members:
+            if member.name not in first:
+                raise ValueError(
+                    f"group {group!r} has the member {member.name!r}, and {type(root).__name__} has no such parameter; "
+                    f"it has {list(first)}"
+                )
+    layouts = {
+        group: replace(key, members=tuple(replace(member, name=first[member.name]) for member in key.members))
+        for group, key in layout.items()
+    }
+    return {group: mask.to(torch.bool).cpu().clone() for group, mask in unit_masks.items()}, layouts
+
+
 def check_shapes(unit_masks: Mapping[str, Tensor], unit: Unit, layout: Layout) -> None:
     """Refuse masks of unknown names or of the wrong grid.
 
@@ -47,9 +70,24 @@ def check_shapes(unit_masks: Mapping[str, Tensor], unit: Unit, layout: Layout) -
         if name not in layout:
             raise ValueError(f"mask for {name!r}: these masks are of {list(layout)}")
         if tuple(mask.shape) != unit.grid(layout[name]):
+            what = "group of units" if layout[name].kind == "group" else "parameter of shape"
             raise ValueError(
-                f"mask for {name!r} has shape {tuple(mask.shape)}; unit {unit.spec!r} of a parameter of shape "
+                f"mask for {name!r} has shape {tuple(mask.shape)}; unit {unit.spec!r} of a {what} "
                 f"{layout[name].shape} needs {unit.grid(layout[name])}"
+            )
+
+
+def check_members(layout: Layout, known: Layout) -> None:
+    """Refuse a coupled group that has other members than the group of the same name.
+
+    Raises:
+        ValueError: naming the group.
+    """
+    for group, key in layout.items():
+        if group in known and key.members != known[group].members:
+            raise ValueError(
+                f"group {group!r} couples other slices than when its masks were made: the model, or what the example "
+                "inputs reach in it, has changed. Call masks.undo() and prune again"
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import prod
 from typing import Any, final
 from weakref import ref
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur import native
+from secateur.core.unit_channel import parameter_layout, touching
 from secateur.model.attach import Attachments
-from secateur.model.mask_checks import check_shapes, check_zeros, untie
+from secateur.model.mask_checks import check_members, check_shapes, check_zeros, untie
 from secateur.model.names import unwrap
-from secateur.model.packed import PackedMasks
+from secateur.model.packed import PackedMasks, pack_units, unpack_units
 from secateur.model.places import Places
 from secateur.model.registry import find_masks, forget_masks, register_masks
 from secateur.model.removed import RemovedValues
@@ -36,9 +35,9 @@ class Masks(Mapping[str, Tensor]):
 
     Args:
         model: the module whose parameters they mask (held weakly).
-        unit_masks: parameter name -> bool mask in the unit's grid.
+        unit_masks: parameter name -> bool mask in the unit's grid; for unit ``channel`` group name -> bool [units].
         unit: what is removed together.
-        layout: parameter name -> layout.
+        layout: the same keys -> layout; of a group every member has to be a parameter.
         undo: keep the removed values, so that ``undo()`` can restore them.
 
     Raises:
@@ -63,6 +62,7 @@ class Masks(Mapping[str, Tensor]):
         self._undone = False
         self.unit = unit
         self.unit_masks, self.layout = untie(root, unit_masks, layout)
+        self.parameters = parameter_layout(self.layout)
         self._removed = RemovedValues() if undo else None
         self._optimizers = Attachments()
         self._packed = self._pack()
@@ -137,16 +137,17 @@ class Masks(Mapping[str, Tensor]):
         """Replace the unit masks of some or all keys and apply them; values that return are restored.
 
         Args:
-            unit_masks: name -> bool mask in the unit's grid; names not given keep theirs.
+            unit_masks: key -> bool mask in the unit's grid; keys not given keep theirs.
 
         Raises:
-            ValueError: for a name or a shape that does not belong to these masks.
+            ValueError: for a key or a shape that does not belong to these masks.
         """
         parameters = self._parameters()
         check_shapes(unit_masks, self.unit, self.layout)
-        old = {name: self[name] for name in unit_masks}
+        changed, sharing = touching(self.layout, unit_masks)
+        old = {name: self[name] for name in changed}
         self.unit_masks = {**self.unit_masks, **{n: m.to(torch.bool).cpu().clone() for n, m in unit_masks.items()}}
-        new = self.unit.expand({name: self.unit_masks[name] for name in unit_masks}, self.layout)
+        new = self.unit.expand({key: self.unit_masks[key] for key in sharing}, self.layout)
         for name, before in old.items():
             parameter, part, after = parameters[name], part_of(parameters[name]), new[name]
             if self._removed is not None:
@@ -158,9 +159,15 @@ class Masks(Mapping[str, Tensor]):
         self.apply()
 
     def add(self, layout: Layout) -> None:
-        """Bring more parameters under these masks, all kept so far."""
+        """Bring more parameters, or groups, under these masks, all kept so far.
+
+        Raises:
+            ValueError: for a group that has other members than under the same name here.
+        """
+        check_members(layout, self.layout)
         new = {name: key for name, key in layout.items() if name not in self.layout}
         self.layout = {**self.layout, **new}
+        self.parameters = parameter_layout(self.layout)
         self.unit_masks.update({n: torch.ones(self.unit.grid(key), dtype=torch.bool) for n, key in new.items()})
         self._packed = self._pack()
 
@@ -243,7 +250,7 @@ class Masks(Mapping[str, Tensor]):
         """Unit masks, packed, and the removed values: plain tensors, lists and strings for a checkpoint."""
         return {
             "unit": self.unit.spec,
-            "units": {n: {"bits": native.pack_bits(m), "shape": list(m.shape)} for n, m in self.unit_masks.items()},
+            "units": pack_units(self.unit_masks),
             "removed": None if self._removed is None else self._removed.state_dict(),
         }
 
@@ -258,10 +265,7 @@ class Masks(Mapping[str, Tensor]):
                 f"this checkpoint masks {sorted(state['units'])} by unit {state['unit']!r}; "
                 f"these masks are of {sorted(self.unit_masks)} by unit {self.unit.spec!r}"
             )
-        masks = {
-            name: native.unpack_bits(entry["bits"], prod(entry["shape"])).view(entry["shape"])
-            for name, entry in state["units"].items()
-        }
+        masks = unpack_units(state["units"])
         check_shapes(masks, self.unit, self.layout)
         self.restore_values(only_zeros=True)  # what the masks so far hide may be kept by the new ones
         self.unit_masks = masks
@@ -290,5 +294,5 @@ class Masks(Mapping[str, Tensor]):
 
     def _pack(self) -> PackedMasks:
         masks = self.unit.expand(self.unit_masks, self.layout)
-        self._places = Places(self.layout)
-        return PackedMasks({name: masks[name] for name in self.layout})  # both in the order of the layout
+        self._places = Places(self.parameters)
+        return PackedMasks({name: masks[name] for name in self.parameters})  # both in the same order

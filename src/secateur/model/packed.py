@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
 from secateur import native
 from secateur.model.sharding import WHOLE, Part, local, part_of, take
 
-__all__ = ["PackedMasks"]
+__all__ = ["PackedMasks", "pack_units", "unpack_units"]
 
 
 @final
@@ -60,3 +60,16 @@ class PackedMasks:
                 shapes.append(self._shapes[name] if piece is None else tuple(piece.shape))
             table = self._sets[parts] = native.MaskSet(bits, shapes)
         return table
+
+
+def pack_units(unit_masks: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Unit masks for a checkpoint: key -> bits and shape."""
+    return {key: {"bits": native.pack_bits(mask), "shape": list(mask.shape)} for key, mask in unit_masks.items()}
+
+
+def unpack_units(packed: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """The inverse of ``pack_units``."""
+    return {
+        key: native.unpack_bits(entry["bits"], prod(entry["shape"])).view(entry["shape"])
+        for key, entry in packed.items()
+    }

@@ -18,7 +18,7 @@ class Places:
     """The names of a layout, taken apart once.
 
     Args:
-        layout: parameter name -> layout.
+        layout: parameter name -> layout, of the parameters themselves.
     """
 
     def __init__(self, layout: Layout) -> None:

@@ -21,7 +21,7 @@ def shares_of(masks: Masks) -> Shares:
     """The three sparsities: of units, of target weights, of all parameters."""
     units = sum(mask.numel() for mask in masks.unit_masks.values())
     kept_units = sum(int(mask.sum()) for mask in masks.unit_masks.values())
-    weights = sum(math.prod(masks.layout[name].shape) for name in masks)
+    weights = sum(math.prod(key.shape) for key in masks.parameters.values())
     removed = weights - sum(masks.kept(name) for name in masks)
     everything = sum(parameter.numel() for parameter in unwrap(masks.model).parameters())
     return Shares(1 - kept_units / units, removed / weights, removed / everything)
@@ -39,29 +39,43 @@ def file_bytes_estimate(masks: Masks) -> tuple[int, int]:
     parameters = parameters_by_name(root)
     for name in masks:
         parameter = parameters[name]
-        total, kept = math.prod(masks.layout[name].shape), masks.kept(name)
-        sparse -= (total - kept) * parameter.element_size()
-        sparse += _mask_bytes(masks.unit_masks[name].numel(), int(masks.unit_masks[name].sum()))
+        sparse -= (math.prod(masks.parameters[name].shape) - masks.kept(name)) * parameter.element_size()
+    for mask in masks.unit_masks.values():
+        sparse += _mask_bytes(mask.numel(), int(mask.sum()))
     return dense, sparse
 
 
 def summary(masks: Masks) -> str:
-    """One sentence, then one line per parameter."""
+    """One sentence, then one line per parameter, or per coupled group."""
     shares = masks.shares()
     dense, sparse = file_bytes_estimate(masks)
     lines = [
-        f"{100 * shares.target_weights:.1f} % zeros in {len(masks)} tensors "
+        f"{100 * shares.target_weights:.1f} % zeros in {len(masks)} tensors{_of_groups(masks)} "
         f"({100 * shares.all_parameters:.1f} % of all "
         f"parameters; unit {masks.unit.spec}, {100 * shares.units:.1f} % removed); not faster by itself, a masked "
         f"weight is a stored zero; file {data_size(dense)} -> about {data_size(sparse)} with sc.save"
     ]
-    width = max(len(name) for name in masks)
-    for name in list(masks)[:_ROWS]:
-        total, kept = math.prod(masks.layout[name].shape), masks.kept(name)
-        lines.append(f"  {name:{width}}  {100 * (1 - kept / total):5.1f} %  {kept:>10,} of {total:,} kept")
-    if len(masks) > _ROWS:
-        lines.append(f"  ... and {len(masks) - _ROWS} more")
+    width = max(len(key) for key in masks.layout)
+    for key in list(masks.layout)[:_ROWS]:
+        kept, total, what = _counts(masks, key)
+        lines.append(f"  {key:{width}}  {100 * (1 - kept / total):5.1f} %  {kept:>10,} of {total:,} {what}")
+    if len(masks.layout) > _ROWS:
+        lines.append(f"  ... and {len(masks.layout) - _ROWS} more")
     return "\n".join(lines)
+
+
+def _counts(masks: Masks, key: str) -> tuple[int, int, str]:
+    """Kept and all, of the weights of a parameter or of the units of a group, and what they are."""
+    layout = masks.layout[key]
+    if layout.kind != "group":
+        return masks.kept(key), math.prod(layout.shape), "kept"
+    tensors = len({member.name for member in layout.members})
+    return int(masks.unit_masks[key].sum()), layout.shape[0], f"channels kept, slices of {tensors} tensors"
+
+
+def _of_groups(masks: Masks) -> str:
+    groups = sum(key.kind == "group" for key in masks.layout.values())
+    return f" of {groups} coupled group{'s' if groups > 1 else ''}" if groups else ""
 
 
 def _mask_bytes(units: int, kept: int) -> int:

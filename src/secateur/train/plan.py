@@ -47,7 +47,7 @@ class Plan:
         end: step of the last update, which always reaches ``sparsity``; None: ``begin``.
         every: steps between updates.
         within: ``"tensor"``; ``"row"``: each output row loses the same share; ``NM``: n:m.
-        targets: names, globs or types; None: convolutions, linear layers, attention projections.
+        targets: names, globs or types; None: convolutions, linear layers, attention projections; all coupled groups.
         exclude: what of that stays dense.
         reduce: how weight scores pool to unit scores: mean, sum, l2, rms, max; None: as the criterion says.
         min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay; None: a layer may vanish.

@@ -16,15 +16,15 @@ from secateur.core import (
     evidence_needed,
     parse_unit,
     resolve_criterion,
-    unit_name,
 )
 from secateur.core import score as score_units
 from secateur.model.batches import LossFunction, StepFunction
 from secateur.model.evidence import Source, collect
+from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
 from secateur.model.names import unwrap
+from secateur.model.selectors import Selector
 from secateur.model.sharding import share_from_first_rank
-from secateur.model.targets import Selector, find_targets
 from secateur.train.plan import Plan
 from secateur.types import KeyLayout, Reduce, Unit
 
@@ -38,6 +38,8 @@ def score(
     unit: str | Unit = "weight",
     targets: Selector | None = None,
     exclude: Selector | None = None,
+    example_inputs: Any = None,
+    exact: bool = True,
     data: Any = None,
     loss: LossFunction | None = None,
     step: StepFunction | None = None,
@@ -53,8 +55,12 @@ def score(
         model: any module; wrappers are looked through.
         criterion: a name (``secateur methods`` lists them), a function, or ``sc.combine(...)``.
         unit: what is removed together.
-        targets: what to score; None: convolutions, linear layers, attention projections.
+        targets: what to score; None: convolutions, linear layers, attention projections; for unit ``channel`` all
+            groups, else those whose producers are named.
         exclude: what of that to leave out.
+        example_inputs: for unit ``channel``, which traces the model: a tensor, a tuple of arguments, or a mapping of
+            keyword arguments.
+        exact: for unit ``channel``: leave alone what cannot be removed without changing the output.
         data: an iterable of batches, or one; for criteria that read gradients.
         loss: ``loss(output, labels)``.
         step: ``step(model, batch) -> loss`` for batches of another shape.
@@ -65,7 +71,8 @@ def score(
         seed: of the noise that random criteria read.
 
     Returns:
-        Parameter name -> scores, in the unit's grid (the parameter's shape for unit weight).
+        Parameter name (unit ``channel``: group name) -> scores, in the unit's grid (the parameter's shape for unit
+        weight).
 
     Raises:
         ValueError: for unknown names, missing data, or scores that are not finite.
@@ -77,7 +84,7 @@ def score(
     """
     parsed, _ = parse_unit(unit)
     entry = resolve_criterion(criterion)
-    layout = find_targets(model, targets, exclude, unit=unit_name(parsed))
+    layout = find_layout(model, targets, exclude, parsed, example_inputs, exact)
     source = Source(data, loss, step, batches_needed(entry) if batches is None else batches, init, seed, mode)
     evidence = collect(model, evidence_needed(entry), layout, parsed, source)
     scores = score_units(entry, evidence, layout, parsed, reduce)
@@ -96,6 +103,8 @@ def prune(
     within: Any = "tensor",
     targets: Selector | None = None,
     exclude: Selector | None = None,
+    example_inputs: Any = None,
+    exact: bool = True,
     data: Any = None,
     loss: LossFunction | None = None,
     step: StepFunction | None = None,
@@ -119,10 +128,14 @@ def prune(
         sparsity: share of units to remove; left out for n:m patterns.
         criterion: what scores the units.
         unit: what is removed together.
-        allocation: how many units each parameter keeps.
+        allocation: how many units each parameter, or group, keeps.
         within: ``"tensor"``, ``"row"``, or ``NM(keep=2, of=4)``.
-        targets: what to prune.
+        targets: what to prune; for unit ``channel`` the groups whose producers are named. None: the default targets,
+            or all groups.
         exclude: what of that stays dense.
+        example_inputs: for unit ``channel``, which traces the model: a tensor, a tuple of arguments, or a mapping of
+            keyword arguments.
+        exact: for unit ``channel``: leave alone what cannot be removed without changing the output.
         data: an iterable of batches, or one; for criteria that read gradients.
         loss: ``loss(output, labels)``.
         step: ``step(model, batch) -> loss`` for batches of another shape.
@@ -161,12 +174,14 @@ def prune(
     )
     batches = batches_needed(plan.criterion) if batches is None else batches
     source = Source(data, loss, step, batches, init, seed, mode)
-    return _prune_once(model, plan, source, inplace=inplace, undo=undo)
+    return _prune_once(model, plan, source, example_inputs, exact, inplace=inplace, undo=undo)
 
 
-def _prune_once(model: nn.Module, plan: Plan, source: Source, *, inplace: bool, undo: bool) -> Any:
+def _prune_once(
+    model: nn.Module, plan: Plan, source: Source, example_inputs: Any, exact: bool, *, inplace: bool, undo: bool
+) -> Any:
     unit = plan.parsed_unit
-    layout = find_targets(model, plan.targets, plan.exclude, unit=unit_name(unit))
+    layout = find_layout(model, plan.targets, plan.exclude, unit, example_inputs, exact)
     before = find_masks(model)
     if before is not None and before.unit != unit:
         raise ValueError(
@@ -203,7 +218,7 @@ def choose_masks(
         before: masks so far; what they removed stays removed.
 
     Returns:
-        Parameter name -> bool mask in the unit's grid.
+        Parameter or group name -> bool mask in the unit's grid.
     """
     root, unit = unwrap(model), plan.parsed_unit
     evidence = collect(root, evidence_needed(plan.criterion), layout, unit, source)

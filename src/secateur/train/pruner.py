@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.core import batches_needed, evidence_needed, resolve_criterion, unit_name
+from secateur.core import batches_needed, evidence_needed, resolve_criterion
+from secateur.core.unit_channel import evidence_layout
 from secateur.model.batches import LossFunction, StepFunction
 from secateur.model.evidence import GRADIENT_KINDS, Source
+from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
 from secateur.model.names import find_parameter, unwrap
 from secateur.model.sharding import full
 from secateur.model.streaming import STREAMED_KINDS, StreamingEvidence
-from secateur.model.targets import find_targets
 from secateur.records import SchedulePoint
 from secateur.train.plan import Plan
 from secateur.train.prune import choose_masks
@@ -45,6 +46,9 @@ class Pruner:
         batches: how many to read at each update; None: as the criterion's table says.
         init: weights before training; None: as they are now.
         mode: train or eval mode of the passes over data.
+        example_inputs: for unit ``channel``, which traces the model: a tensor, a tuple of arguments, or a mapping of
+            keyword arguments.
+        exact: for unit ``channel``: leave alone what cannot be removed without changing the output.
 
     Raises:
         ValueError: for targets that match nothing, or a model that already has masks.
@@ -73,6 +77,8 @@ class Pruner:
         batches: int | None = None,
         init: Mapping[str, Tensor] | None = None,
         mode: Literal["eval", "train"] = "eval",
+        example_inputs: Any = None,
+        exact: bool = True,
     ) -> None:
         if not isinstance(plan, Plan):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"plan={plan!r}: give a Plan, e.g. Plan(sparsity=0.9, schedule='cubic', end=1000)")
@@ -80,12 +86,14 @@ class Pruner:
             raise ValueError("this model already has masks; call their undo() first, or go on with their pruner")
         self.plan = plan
         self._model = model
-        self._layout = find_targets(model, plan.targets, plan.exclude, unit=unit_name(plan.parsed_unit))
+        unit = plan.parsed_unit
+        self._layout = find_layout(model, plan.targets, plan.exclude, unit, example_inputs, exact)
+        self._scored = tuple(evidence_layout(unit, self._layout))
         entry = resolve_criterion(plan.criterion)
         needed = evidence_needed(entry)
         if "init" in needed and init is None:
             root = unwrap(model)
-            init = {name: full(find_parameter(root, name)).detach().clone() for name in self._layout}
+            init = {name: full(find_parameter(root, name)).detach().clone() for name in self._scored}
         batches = batches_needed(entry) if batches is None else batches
         self._source = Source(data, loss, step, batches, init, plan.seed, mode)
         streamed = [k for k in needed if k in STREAMED_KINDS and (k not in GRADIENT_KINDS or data is None)]
@@ -94,8 +102,8 @@ class Pruner:
         self._clock = 0
         self._driver: Callable[[], Optimizer | None] = lambda: None
         self._history: list[SchedulePoint] = []
-        grid = {name: torch.ones(plan.parsed_unit.grid(key), dtype=torch.bool) for name, key in self._layout.items()}
-        self.masks = Masks(model, grid, plan.parsed_unit, self._layout)
+        grid = {name: torch.ones(unit.grid(key), dtype=torch.bool) for name, key in self._layout.items()}
+        self.masks = Masks(model, grid, unit, self._layout)
         register_masks(model, self.masks)
 
     @property
@@ -186,7 +194,7 @@ class Pruner:
             aside = self.plan.policy == "soft" and "movement" in self._stream.kinds
             if aside:
                 self.masks.restore_values()
-            for name in self._layout:
+            for name in self._scored:
                 parameter = find_parameter(root, name)
                 if parameter.grad is not None:
                     self._stream.observe(name, parameter, parameter.grad)

@@ -36,7 +36,7 @@ CRITERIA: Mapping[str, CriterionEntry] = {
         "batches",
         "mean_b (dL/dz)^2 of a gate z on each filter",
         _MOLCHANOV,
-        units=frozenset({"filter"}),
+        units=frozenset({"channel", "filter"}),
         batches=10,
     ),
     "large_final": CriterionEntry(trajectory.large_final, "weight", "mean", "none", "|w|", _ZHOU),

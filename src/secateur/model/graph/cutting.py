@@ -100,7 +100,9 @@ def _whole_groups(
         attributes[owner]["num_groups"] = module.num_groups * len(kept[tensor][0]) // module.num_channels
 
 
-def masked_copy(root: nn.Module, groups: Mapping[str, Group], keep: Keep, parts: Iterable[str] = ("out", "in", "follows")) -> nn.Module:
+def masked_copy(
+    root: nn.Module, groups: Mapping[str, Group], keep: Keep, parts: Iterable[str] = ("out", "in", "follows")
+) -> nn.Module:
     """A copy of the model in which every slice of the removed units is zero."""
     copied = copy.deepcopy(root)
     tensors = tensor_names(copied)

@@ -22,6 +22,7 @@ from secateur.types import Member
 
 __all__ = ["Group", "Groups", "find_groups", "group_up", "relations_of"]
 
+
 def find_groups(
     model: nn.Module, example_inputs: Any, *, unit: Freedom = "channel", exact: bool = True, verify: bool = True
 ) -> Groups:
@@ -141,7 +142,9 @@ def _group(
     for rank, one in enumerate(sorted(classes, key=place.__getitem__)):
         ranks[one] = rank
     members = tuple(
-        Member(name, tuple(tensors[name].shape), dim, _part(relations, (name, dim)), tuple(ranks[used[name, dim]].tolist()))
+        Member(
+            name, tuple(tensors[name].shape), dim, _part(relations, (name, dim)), tuple(ranks[used[name, dim]].tolist())
+        )
         for name, dim in (first, *(axis for axis in axes if axis != first))
     )
     why = next((solution.inexact[one] for one in classes if one in solution.inexact), "")
@@ -180,5 +183,3 @@ def _frozen(
             why = next((reason for reason in reasons if reason), None)
             frozen[f"{axis[0]} out"] = why or "a single unit is left, which has to stay, or nothing reads it"
     return frozen
-
-

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-
 from torch import Tensor
 
-__all__ = ["CONSTANT", "FROZEN", "FIRST_ID", "Kind", "Plane", "Traced"]
+__all__ = ["CONSTANT", "FIRST_ID", "FROZEN", "Kind", "Plane", "Traced"]
 
 CONSTANT = 0
 """Id of an element that no slice stands for and that couples nothing: zeros that were padded on, say."""
@@ -72,7 +71,8 @@ class Plane:
 
     def matrix(self, axis: int) -> Tensor:
         """Ids ``[places on the other axes on which they vary, size of axis]``."""
-        wide = self.ids.expand([n if i == axis else s for i, (n, s) in enumerate(zip(self.shape, self.ids.shape))])
+        sizes = enumerate(zip(self.shape, self.ids.shape, strict=True))
+        wide = self.ids.expand([whole if place == axis else varying for place, (whole, varying) in sizes])
         return wide.movedim(axis, -1).reshape(-1, self.shape[axis])
 
     @staticmethod

@@ -74,11 +74,7 @@ class Probes:
         Returns:
             What went wrong, or nothing. Groups that no weight reads, and inexact ones, are not asked.
         """
-        asked = {
-            name: mask
-            for name, mask in keep.items()
-            if groups[name].exact and groups[name].read_by_weights
-        }
+        asked = {name: mask for name, mask in keep.items() if groups[name].exact and groups[name].read_by_weights}
         deaf = masked_copy(self.root, groups, asked, ["in"])
         noisy = copy.deepcopy(deaf)
         tensors = tensor_names(noisy)
@@ -117,7 +113,8 @@ def _noisy(example: Example, generator: torch.Generator) -> Example:
             drawn = torch.randn(value.shape, generator=generator).to(value)
             spread = value.float().std(correction=0) if value.numel() > 1 else torch.tensor(0.0)
             scale = float(spread) if torch.isfinite(spread) and spread > 0 else 1.0
-            return drawn * scale + (value.float().mean() if value.numel() else 0.0).to(value.dtype)
+            middle = float(value.float().mean()) if value.numel() else 0.0
+            return drawn * scale + middle
         if isinstance(value, Mapping):
             return {key: noise(item) for key, item in value.items()}
         if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
@@ -146,7 +143,9 @@ def difference(expected: Sequence[Tensor], got: Sequence[Tensor], *, exact: bool
         gap = (a.double() - b.double()).abs().max()
         scale = a.double().abs().max().clamp(min=1e-3)
         if not bool(gap <= _TOLERANCE.get(a.dtype, 1e-4) * scale):
-            return f"output {place} differs from the masked model's by {float(gap):.2g} (largest value {float(scale):.2g})"
+            return (
+                f"output {place} differs from the masked model's by {float(gap):.2g} (largest value {float(scale):.2g})"
+            )
     return ""
 
 

@@ -71,7 +71,11 @@ def _edits(
                 old = set(value) if isinstance(value, (tuple, list)) else {value}
                 (doubtful if old & stays[name] else sure).append((name, attribute, new))
             elif isinstance(value, int):
-                doubtful += [(name, attribute, value * kept // units) for units, kept in counts.get(name, ()) if value > 1 and value % units == 0]
+                doubtful += [
+                    (name, attribute, value * kept // units)
+                    for units, kept in counts.get(name, ())
+                    if value > 1 and value % units == 0
+                ]
     return sure, doubtful
 
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secateur.model.graph.planes import FIRST_ID
 from secateur.model.graph.relations import Ids, Relations, Table
 
 __all__ = ["Freedom", "Solution", "solve"]
 
+Mask: TypeAlias = NDArray[np.bool_]
 Freedom: TypeAlias = Literal["channel", "head", "head_dim"]
 """What attention may lose: nothing of its own (channel), whole heads, or the same place of every head."""
 
@@ -32,11 +34,11 @@ class Solution:
     """
 
     label: Ids
-    frozen: np.ndarray
-    attention: np.ndarray
-    squares: np.ndarray
-    consumed: np.ndarray
-    met: np.ndarray
+    frozen: Mask
+    attention: Mask
+    squares: Mask
+    consumed: Mask
+    met: Mask
     reasons: dict[int, str]
     inexact: dict[int, str]
 
@@ -92,15 +94,12 @@ def solve(relations: Relations, freedom: Freedom = "channel", *, exact: bool = T
 def _group_norms(label: Ids, rows: Ids, exact: bool) -> Ids:
     if rows.shape[0] == 1 or rows.shape[1] == 1:
         return label
-    if exact:
-        first = np.broadcast_to(rows[:, :1], rows.shape)
-    else:
-        first = np.broadcast_to(rows[:1], rows.shape)
+    first = np.broadcast_to(rows[:, :1] if exact else rows[:1], rows.shape)
     pairs = np.stack([first.reshape(-1), rows.reshape(-1)])
     return components(label, pairs[:, (pairs >= FIRST_ID).all(0)])
 
 
-def _heads(relations: Relations, label: Ids) -> tuple[Ids, np.ndarray]:
+def _heads(relations: Relations, label: Ids) -> tuple[Ids, Mask]:
     """Of each id, its head (-1: none), and whether it lies inside attention."""
     head = np.full(relations.count, -1)
     inside = np.zeros(relations.count, bool)
@@ -147,7 +146,7 @@ def _tables(
     tables: list[Table],
     relations: Relations,
     head_of: Ids,
-    inside: np.ndarray,
+    inside: Mask,
     freedom: Freedom,
     stuck: list[tuple[Ids, str]],
 ) -> tuple[Ids, list[Table], bool]:
@@ -206,7 +205,7 @@ def _star(rows: Ids) -> Ids:
     return pairs[:, (pairs >= FIRST_ID).all(0)]
 
 
-def _finish(relations: Relations, label: Ids, inside: np.ndarray, stuck: list[tuple[Ids, str]], exact: bool) -> Solution:
+def _finish(relations: Relations, label: Ids, inside: Mask, stuck: list[tuple[Ids, str]], exact: bool) -> Solution:
     reasons, inexact = dict[int, str](), dict[int, str]()
     for ids, why in [*((event.ids, event.reason) for event in relations.frozen), *stuck]:
         for one in np.unique(label[ids[ids >= FIRST_ID]]):
@@ -223,7 +222,7 @@ def _finish(relations: Relations, label: Ids, inside: np.ndarray, stuck: list[tu
             for one in np.unique(label[rows[rows >= FIRST_ID]]):
                 inexact.setdefault(int(one), "a group norm takes mean and variance over it")
 
-    def spread(ids: list[Ids]) -> np.ndarray:
+    def spread(ids: list[Ids]) -> Mask:
         hit = np.zeros(relations.count, bool)
         if ids:
             hit[label[np.concatenate(ids)]] = True

@@ -92,5 +92,22 @@ def apply_rule(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> N
     rule(tracer, func, args, kwargs, out)
 
 
-_POINTWISE = frozenset(("hardswish", "hardswish_", "hardsigmoid", "mish", "softplus", "celu", "rrelu_with_noise", "masked_fill", "masked_fill_", "where", "_prelu_kernel", "native_dropout", "addcmul", "lerp"))
+_POINTWISE = frozenset(
+    (
+        "hardswish",
+        "hardswish_",
+        "hardsigmoid",
+        "mish",
+        "softplus",
+        "celu",
+        "rrelu_with_noise",
+        "masked_fill",
+        "masked_fill_",
+        "where",
+        "_prelu_kernel",
+        "native_dropout",
+        "addcmul",
+        "lerp",
+    )
+)
 """Elementwise operators that torch does not mark as such everywhere."""

@@ -196,7 +196,9 @@ def convolution(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> 
     follows = tracer.of(bias)
     if follows is not None:
         as_map = follows.moved(lambda ids: ids.reshape(-1, *[1] * (out.dim() - 2)))
-        result = join(relations, [(result, out.shape), (as_map, (out.shape[1], *[1] * (out.dim() - 2)))], out.shape, where())
+        result = join(
+            relations, [(result, out.shape), (as_map, (out.shape[1], *[1] * (out.dim() - 2)))], out.shape, where()
+        )
     tracer.set(out, result)
 
 
@@ -252,4 +254,3 @@ def embedding(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> No
             tracer.relations.freeze(plane.ids, "it is a row of a table that is read by number")
     planes = tuple(Plane.along(out.dim() - 1, out.shape, plane.vector(1)) for plane in columns)
     tracer.set(out, Traced("activation", planes))
-

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.model.graph.planes import Plane, Traced
-from secateur.model.graph.rules.joining import join
+from secateur.model.graph.rules.joining import aggregate, join
 from secateur.model.graph.trace import Tracer, where
 
 __all__ = [
@@ -74,7 +74,9 @@ def write(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
                 tracer.relations.freeze(plane.ids, f"it is written to numbered places in {where()}")
                 continue
             wide = Plane(tuple(out.shape), plane.aligned(out.shape).ids)
-            known = join(tracer.relations, [(known, out.shape), (Traced("activation", (wide,)), out.shape)], out.shape, where())
+            known = join(
+                tracer.relations, [(known, out.shape), (Traced("activation", (wide,)), out.shape)], out.shape, where()
+            )
     tracer.set(out, known)
     tracer.set(args[0], known)
 
@@ -161,7 +163,10 @@ def reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     for plane in traced.planes:
         if plane.axes & gone:
             _mixed(tracer, plane, name, traced)
-            continue
+            rows = aggregate(tracer.relations, plane, min(plane.axes & gone)) if _sums_rows(plane, gone, name) else None
+            if rows is None:
+                continue
+            plane = Plane(plane.shape, rows[0])
         shape = [1 if axis in gone else size for axis, size in enumerate(plane.shape)]
         ids = plane.ids
         if not keep:
@@ -181,6 +186,10 @@ def _reduced_axes(name: str, args: Any, kwargs: Any, x: Tensor) -> frozenset[int
         return frozenset(range(x.dim()))
     dims = [dims] if isinstance(dims, int) else dims
     return frozenset(dim % max(x.dim(), 1) for dim in dims)
+
+
+def _sums_rows(plane: Plane, gone: frozenset[int], name: str) -> bool:
+    return name in _EXACT and len(plane.axes & gone) == 1
 
 
 _EXACT = {"sum", "linalg_vector_norm", "norm"}
@@ -214,7 +223,9 @@ def along_axis(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> N
         tracer.relations.freeze(plane.ids, f"{func.overloadpacket.__name__} runs over it in {where()}")
     planes = [plane for plane in traced.planes if dim not in plane.axes]
     for made in _outputs(out):
-        tracer.set(made, Traced(traced.kind, tuple(Plane(tuple(made.shape), plane.ids) for plane in planes), traced.data))
+        tracer.set(
+            made, Traced(traced.kind, tuple(Plane(tuple(made.shape), plane.ids) for plane in planes), traced.data)
+        )
 
 
 def pool(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -228,7 +239,9 @@ def pool(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
             tracer.relations.freeze(plane.ids, f"{where()} mixes it along space")
     planes = [plane for plane in traced.planes if not plane.axes & spatial]
     for made in _outputs(out):
-        tracer.set(made, Traced(traced.kind, tuple(Plane(tuple(made.shape), plane.ids) for plane in planes), traced.data))
+        tracer.set(
+            made, Traced(traced.kind, tuple(Plane(tuple(made.shape), plane.ids) for plane in planes), traced.data)
+        )
 
 
 def constant(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:

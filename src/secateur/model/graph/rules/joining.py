@@ -36,7 +36,9 @@ def meet(relations: Relations, one: Plane, other: Plane, reason: str) -> Plane |
     return None
 
 
-def join(relations: Relations, inputs: Sequence[tuple[Traced, Sequence[int]]], shape: Sequence[int], reason: str) -> Traced:
+def join(
+    relations: Relations, inputs: Sequence[tuple[Traced, Sequence[int]]], shape: Sequence[int], reason: str
+) -> Traced:
     """What is known of the result of an elementwise operator.
 
     Args:
@@ -73,7 +75,9 @@ def _place(relations: Relations, planes: list[Plane], before: int, plane: Plane,
     return related
 
 
-def _hold(relations: Relations, planes: Sequence[Plane], given: Sequence[int], shape: Sequence[int], reason: str) -> None:
+def _hold(
+    relations: Relations, planes: Sequence[Plane], given: Sequence[int], shape: Sequence[int], reason: str
+) -> None:
     """A tensor whose slices are unknown keeps the length of the axes that it fills."""
     missing = len(shape) - len(given)
     for plane in planes:

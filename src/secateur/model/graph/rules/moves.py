@@ -163,7 +163,8 @@ def _side_by_side(
     planes: list[Plane] = []
     if any(one.varying(dim) for one in given) or len({tuple(p.axes) for one in moving for p in one.planes}) == 0:
         columns = [_column(one, part, dim) for one, part in zip(given, parts, strict=True)]
-        planes.append(Plane.of(torch.cat([column.expand(part.shape) for column, part in zip(columns, parts)], dim)))
+        wide = [column.expand(part.shape) for column, part in zip(columns, parts, strict=True)]
+        planes.append(Plane.of(torch.cat(wide, dim)))
     planes += _across(tracer, given, parts, dim, shape)
     pure = all(one.kind in ("parameter", "constant") for one in given)
     return Traced("parameter" if pure else "activation", tuple(planes), data)
@@ -183,7 +184,7 @@ def _across(
     found: dict[frozenset[int], Plane] = {}
     activation = any(one.kind == "activation" and one.planes for one in given)
     chosen = {p.axes for one in given if one.kind == "activation" for p in one.planes}
-    for one, part in zip(given, parts, strict=True):
+    for one in given:
         for plane in one.planes:
             if dim in plane.axes or (activation and one.kind == "parameter" and plane.axes not in chosen):
                 continue

@@ -1,0 +1,270 @@
+"""The unit ``channel``: slices of several tensors that only go together.
+
+Its layouts are keyed by coupled group, its scores and masks of weights by parameter: ``pool`` reads the
+scores of parameters and gives those of units, ``expand`` the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from secateur.core.canonical import wide
+from secateur.core.reduce import check_shapes, known_reduce
+from secateur.types import KeyLayout, Layout, Member, Reduce, Tensors, Unit
+
+__all__ = ["Channel", "evidence_layout", "parameter_layout", "producer_shape", "touching"]
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What makes, carries and reads one channel: filter, bias, norm, the next layers' inputs; grid ``(units,)``.
+
+    Args:
+        scored: whose weights make a unit's score: ``"out"``, those of the producers (all where a group has
+            none), or ``"all"``. Tensors with one axis (biases, norms) are masked along, but never scored.
+
+    Raises:
+        ValueError: for another word.
+
+    Example:
+        >>> producer = Member("a", (2, 3), 0, "out", (0, 1))
+        >>> consumer = Member("b", (1, 4), 1, "in", (0, 0, 1, 1))
+        >>> layout = {"a": KeyLayout((2,), "group", members=(producer, consumer))}
+        >>> Channel().pool({"a": torch.tensor([[1.0, 2.0, 3.0], [3.0, 3.0, 3.0]])}, layout)["a"].tolist()
+        [2.0, 3.0]
+        >>> masks = Channel().expand({"a": torch.tensor([True, False])}, layout)
+        >>> masks["a"].tolist(), masks["b"].tolist()
+        ([[True, True, True], [False, False, False]], [[True, True, False, False]])
+    """
+
+    scored: Literal["out", "all"] = "out"
+
+    def __post_init__(self) -> None:
+        if self.scored not in ("out", "all"):
+            raise ValueError(f"channel({self.scored}): take 'channel' (scored by the producers) or 'channel(all)'")
+
+    @property
+    def spec(self) -> str:
+        """``"channel"``, or ``"channel(all)"``."""
+        return "channel" if self.scored == "out" else "channel(all)"
+
+    def grid(self, layout: KeyLayout) -> tuple[int, ...]:
+        """``(units,)``."""
+        _check_group(layout)
+        return layout.shape
+
+    def pool(self, scores: Tensors, layout: Layout, reduce: Reduce = "mean") -> dict[str, Tensor]:
+        """Scores of parameters -> scores of units: reduce over all elements of the unit's scored slices.
+
+        An element in two slices of one unit counts twice. Bool tensors say for each unit whether anything of it,
+        biases and norms too, is kept: a neighbouring group may have removed the rest.
+        """
+        parameters = parameter_layout(layout)
+        check_shapes("scores", scores, parameters, lambda key: parameters[key].shape)
+        if all(score.dtype == torch.bool for score in scores.values()):
+            return {group: _any_kept(scores, group, key) for group, key in layout.items()}
+        known_reduce(reduce)
+        return {group: _pool(scores, group, key, self.members(key), reduce) for group, key in layout.items()}
+
+    def expand(self, unit_masks: Tensors, layout: Layout) -> dict[str, Tensor]:
+        """Masks of units -> masks of parameters: an element stays if every unit that it belongs to stays."""
+        check_shapes("unit masks", unit_masks, layout, lambda group: self.grid(layout[group]))
+        masks: dict[str, Tensor] = {}
+        for group, kept in unit_masks.items():
+            for member in layout[group].members:
+                if member.name not in masks:
+                    masks[member.name] = torch.ones(member.shape, dtype=torch.bool, device=kept.device)
+                owner = torch.tensor(member.owner, device=kept.device)
+                along = [1] * len(member.shape)
+                along[member.dim] = len(member.owner)
+                masks[member.name] &= (kept.bool()[owner.clamp(min=0)] | (owner < 0)).view(along)
+        return masks
+
+    def members(self, layout: KeyLayout) -> tuple[Member, ...]:
+        """The members whose weights score the units of a group."""
+        _check_group(layout)
+        weights = tuple(member for member in layout.members if len(member.shape) >= 2)
+        producers = tuple(member for member in weights if member.part == "out")
+        return producers if self.scored == "out" and producers else weights
+
+    def add_up(self, outputs: Tensors, layout: Layout) -> dict[str, Tensor]:
+        """Scores of the outputs of producers -> scores of units, their sum.
+
+        Args:
+            outputs: producer -> [outputs]. Where a grouped transposed convolution has more outputs than its axis has
+                positions, they follow each other group by group. Producers that are not there contribute nothing.
+            layout: group -> layout.
+
+        Returns:
+            Group -> [units].
+
+        Raises:
+            ValueError: for a unit without any scored output.
+        """
+        return {group: _add_up(outputs, group, key) for group, key in layout.items()}
+
+
+def parameter_layout(layout: Layout) -> dict[str, KeyLayout]:
+    """The parameters behind the keys: of a group the tensors of its members, other keys as they are.
+
+    Args:
+        layout: key -> layout.
+
+    Returns:
+        Parameter name -> layout, in order of appearance.
+
+    Raises:
+        ValueError: if two members give one tensor different shapes.
+
+    Example:
+        >>> members = (Member("a", (2, 3), 0, "out", (0, 1)), Member("b", (2,), 0, "follows", (0, 1)))
+        >>> list(parameter_layout({"a": KeyLayout((2,), "group", members=members), "c": KeyLayout((5, 2))}))
+        ['a', 'b', 'c']
+    """
+    found: dict[str, KeyLayout] = {}
+    for key, one in layout.items():
+        if one.kind != "group":
+            found[key] = one
+        for member in one.members:
+            known = found.setdefault(member.name, _by_shape(member.shape))
+            if known.shape != member.shape:
+                raise ValueError(
+                    f"group {key!r}: its member {member.name!r} has shapes {known.shape} and {member.shape}"
+                )
+    return found
+
+
+def evidence_layout(unit: Unit, layout: Layout) -> dict[str, KeyLayout]:
+    """The parameters whose evidence the scores of a unit are made from.
+
+    Example:
+        >>> members = (Member("a", (2, 3), 0, "out", (0, 1)), Member("b", (2,), 0, "follows", (0, 1)))
+        >>> list(evidence_layout(Channel(), {"a": KeyLayout((2,), "group", members=members)}))
+        ['a']
+    """
+    if not isinstance(unit, Channel):
+        return dict(layout)
+    return {member.name: _by_shape(member.shape) for key in layout.values() for member in unit.members(key)}
+
+
+def touching(layout: Layout, keys: Iterable[str]) -> tuple[dict[str, KeyLayout], dict[str, KeyLayout]]:
+    """What a change of some keys reaches.
+
+    Args:
+        layout: key -> layout.
+        keys: of them, those that change.
+
+    Returns:
+        The parameters of these keys, and all keys that have a part in those parameters.
+
+    Example:
+        >>> touching({"a": KeyLayout((2, 3)), "b": KeyLayout((2, 3))}, ["a"])[1].keys()
+        dict_keys(['a'])
+    """
+    parameters = parameter_layout({key: layout[key] for key in keys})
+    sharing = {
+        key: one for key, one in layout.items() if not parameters.keys().isdisjoint(parameter_layout({key: one}))
+    }
+    return parameters, sharing
+
+
+def producer_shape(layout: KeyLayout) -> tuple[int, ...]:
+    """The shape by which allocations tell layers apart: the parameter's; of a group, its first producer's.
+
+    Example:
+        >>> producer_shape(KeyLayout((2,), "group", members=(Member("a", (2, 3), 0, "out", (0, 1)),)))
+        (2, 3)
+    """
+    return Channel().members(layout)[0].shape if layout.kind == "group" else layout.shape
+
+
+def _check_group(layout: KeyLayout) -> None:
+    if layout.kind != "group" or len(layout.shape) != 1 or not any(len(member.shape) >= 2 for member in layout.members):
+        raise ValueError(
+            f"unit 'channel' goes over coupled groups, and this is the layout of one {layout.kind} weight of shape "
+            f"{layout.shape} without members: sc.prune and sc.score find groups by themselves from example_inputs="
+        )
+
+
+def _by_shape(shape: tuple[int, ...]) -> KeyLayout:
+    return KeyLayout(shape, "linear" if len(shape) <= 2 else "conv")
+
+
+_SUMS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda rows: rows.sum(1, dtype=torch.float64),
+    "l2": lambda rows: rows.double().square().sum(1),
+    "max": lambda rows: rows.amax(1).double(),
+}
+"""How the elements at one position come together, in float64; ``mean`` and ``rms`` divide their sum later."""
+
+
+def _pool(scores: Tensors, group: str, key: KeyLayout, members: tuple[Member, ...], reduce: Reduce) -> Tensor:
+    """[units]. Positions are brought together on the CPU: index_add on a GPU would add in a random order."""
+    if missing := [member.name for member in members if member.name not in scores]:
+        raise ValueError(f"group {group!r} is scored by the weights of {missing[0]!r}, for which there are no scores")
+    first = scores[members[0].name]
+    along = {"mean": "sum", "rms": "l2"}.get(reduce, reduce)
+    total = torch.zeros(key.shape, dtype=torch.float64)
+    if along == "max":
+        total = total - torch.inf
+    counts = torch.zeros(key.shape, dtype=torch.float64)
+    for member in members:
+        rows, owner = _rows(scores[member.name], member)
+        values = _SUMS[along](wide(rows)).cpu()
+        counts.index_add_(0, owner, torch.full(owner.shape, rows.shape[1], dtype=torch.float64))
+        if along == "max":
+            total.scatter_reduce_(0, owner, values, "amax")
+        else:
+            total.index_add_(0, owner, values)
+    if bool((counts == 0).any()):
+        raise ValueError(
+            f"group {group!r}: unit {int((counts == 0).nonzero()[0])} has no weight among the producers, so it has no "
+            "score; take unit='channel(all)'"
+        )
+    total = total / counts if reduce in ("mean", "rms") else total
+    total = total.sqrt() if along == "l2" else total
+    double = any(scores[member.name].dtype == torch.float64 for member in members)
+    return total.to(first.device, torch.float64 if double else torch.float32)
+
+
+def _any_kept(masks: Tensors, group: str, key: KeyLayout) -> Tensor:
+    members = [member for member in key.members if member.name in masks]
+    if not members:
+        raise ValueError(f"group {group!r}: there is no mask of any of its {len(key.members)} members")
+    kept = torch.zeros(key.shape, dtype=torch.int64)
+    for member in members:
+        rows, owner = _rows(masks[member.name], member)
+        kept.index_add_(0, owner, rows.any(1).to(torch.int64).cpu())
+    return (kept > 0).to(masks[members[0].name].device)
+
+
+def _add_up(outputs: Tensors, group: str, key: KeyLayout) -> Tensor:
+    producers = [member for member in key.members if member.part == "out" and member.name in outputs]
+    total = torch.zeros(key.shape, dtype=torch.float64)
+    seen = torch.zeros(key.shape, dtype=torch.int64)
+    for member in producers:
+        score, positions = outputs[member.name], len(member.owner)
+        if score.dim() != 1 or score.numel() % positions:
+            raise ValueError(f"{member.name!r} has {positions} outputs, its scores have shape {tuple(score.shape)}")
+        rows, owner = _rows(wide(score).view(-1, positions).T, member, dim=0)
+        total.index_add_(0, owner, rows.sum(1, dtype=torch.float64).cpu())
+        seen.index_add_(0, owner, torch.ones_like(owner))
+    if bool((seen == 0).any()):
+        raise ValueError(f"group {group!r}: unit {int((seen == 0).nonzero()[0])} has no output that is scored")
+    double = any(outputs[member.name].dtype == torch.float64 for member in producers)
+    return total.to(outputs[producers[0].name].device, torch.float64 if double else torch.float32)
+
+
+def _rows(tensor: Tensor, member: Member, dim: int | None = None) -> tuple[Tensor, Tensor]:
+    """The owned positions of a member as rows [positions, elements], and the unit of each [positions], on the CPU."""
+    rows = tensor.movedim(member.dim if dim is None else dim, 0).flatten(1) if tensor.dim() > 1 else tensor[:, None]
+    owner = torch.tensor(member.owner)
+    if int(owner.min()) >= 0:
+        return rows, owner
+    owned = owner >= 0
+    return rows[owned.to(rows.device)], owner[owned]
