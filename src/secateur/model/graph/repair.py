@@ -40,10 +40,33 @@ def hypotheses(root: nn.Module, removal: Removal, groups: Mapping[str, Group], k
     singles = [families[name] for name in names]
     pairs = [families[a] + families[b] for i, a in enumerate(names) for b in names[i + 1 :]]
     without = [[e for other in names if other != name for e in families[other]] for name in names]
-    for edits in [*wholes, *singles, *without, *pairs][:_MOST]:
+    softer = _kept_temperature(groups, keep)
+    for edits in [list[_Edit](), *wholes, *singles, *without, *pairs][:_MOST]:
         if frozenset(edits) not in tried:
             tried.add(frozenset(edits))
             yield _with(removal, edits)
+        if softer:
+            yield replace(_with(removal, edits), scales={**removal.scales, **softer})
+
+
+def _kept_temperature(groups: Mapping[str, Group], keep: Keep) -> dict[str, float]:
+    """Factors that keep the old temperature where attention divides by the root of the width it finds.
+
+    With ``d'`` of ``d`` places ``1/sqrt(d')`` takes the place of ``1/sqrt(d)``: queries times ``sqrt(d'/d)`` undo it.
+    """
+    factors: dict[str, float] = {}
+    for name, mask in keep.items():
+        group = groups[name]
+        met = [m for m in group.members if m.part == "out"]
+        if group.kind != "head_dim" or bool(mask.all()) or len(met) < 2:
+            continue
+        query = met[0].name
+        layer = query.rpartition(".")[0]
+        share = int(mask.sum()) / group.units
+        for member in group.members:
+            if member.name == query or (member.part == "follows" and member.name == f"{layer}.bias"):
+                factors[member.name] = share**0.5
+    return factors
 
 
 def _with(removal: Removal, edits: list[_Edit]) -> Removal:

@@ -63,13 +63,16 @@ def components(label: Ids, pairs: Ids) -> Ids:
         label = parent[label]
 
 
-def solve(relations: Relations, freedom: Freedom = "channel", *, exact: bool = True) -> Solution:
+def solve(
+    relations: Relations, freedom: Freedom = "channel", *, exact: bool = True, one_width: bool = False
+) -> Solution:
     """Resolve what was collected for one kind of unit.
 
     Args:
         relations: of one or several traces.
         freedom: what attention may lose.
         exact: group norms lose whole groups, so that the rest keeps its values; False: the same places of each.
+        one_width: queries, keys and values of a head lose the same places; for modules that know one width for all.
 
     Returns:
         The classes.
@@ -79,6 +82,8 @@ def solve(relations: Relations, freedom: Freedom = "channel", *, exact: bool = T
         label = components(label, np.concatenate(relations.pairs, axis=1))
     for rows in relations.statistics:
         label = _group_norms(label, rows, exact)
+    if one_width:
+        label = components(label, _same_places(relations, label))
     head_of, inside = _heads(relations, label)
     stuck = list[tuple[Ids, str]]()
     waiting = list(relations.tables.values())
@@ -121,6 +126,22 @@ def _heads(relations: Relations, label: Ids) -> tuple[Ids, Mask]:
     known = head >= 0
     of_class[label[known]] = head[known]
     return of_class[label], classes[label]
+
+
+def _same_places(relations: Relations, label: Ids) -> Ids:
+    """Pairs of the places of a head's queries with those of its values."""
+    rows: dict[int, tuple[set[int], set[int]]] = {}
+    for side, links in enumerate((relations.heads, relations.links)):
+        for link in links:
+            for one, many in zip(label[link.one].tolist(), link.many.tolist(), strict=True):
+                if side == 0 or one in rows:
+                    rows.setdefault(one, (set(), set()))[side].add(many)
+    pairs = [np.zeros((2, 0), np.int64)]
+    for asked, values in rows.values():
+        theirs = values - asked
+        if len(asked) == len(theirs):
+            pairs.append(np.array([sorted(asked), sorted(theirs)]))
+    return np.concatenate(pairs, axis=1)
 
 
 def _link(label: Ids, relations: Relations) -> Ids:
@@ -180,7 +201,10 @@ def _attention_axes(heads: Ids, free: list[int], freedom: Freedom) -> list[int]:
     if freedom == "channel":
         return []
     counting = [axis for axis in free if (heads != heads.take([0], axis)).any()]
-    return counting[:1] if freedom == "head" else [axis for axis in free if axis not in counting][:1]
+    mixed = [axis for axis in counting if len(np.unique(heads)) < heads.shape[axis]]  # heads side by side
+    if freedom == "head":
+        return [axis for axis in counting if axis not in mixed][:1] or mixed[:1]
+    return [axis for axis in free if axis not in counting][:1] or mixed[:1]
 
 
 def _why_stuck(table: Table, attention: bool) -> str:

@@ -13,7 +13,7 @@ from secateur.model.names import unwrap
 from secateur.model.removal.named import Shape, tensors_by_name
 from secateur.model.removal.plan import Kept, Removal
 
-__all__ = ["Mark", "extend_mark", "find_mark", "find_removal", "mark_shrunk", "set_mark"]
+__all__ = ["Mark", "carry_mark", "extend_mark", "find_mark", "find_removal", "mark_shrunk", "set_mark"]
 
 
 _Entry = TypeVar("_Entry")
@@ -91,6 +91,25 @@ def set_mark(model: nn.Module, mark: Mark | None) -> None:
         _MARKS.pop(unwrap(model), None)
     else:
         _MARKS[unwrap(model)] = mark
+
+
+def carry_mark(model: nn.Module, copy: nn.Module) -> None:
+    """Let a copy made by ``deepcopy`` know what was removed from the model, as long as nobody has changed it.
+
+    Args:
+        model: the one that was copied.
+        copy: of the same shapes.
+
+    Example:
+        >>> from copy import deepcopy
+        >>> net = nn.Linear(2, 2)
+        >>> mark_shrunk(net, Removal({"weight": {0: (0, 1)}}))
+        >>> twin = deepcopy(net)
+        >>> carry_mark(net, twin)
+        >>> find_removal(twin) == find_removal(net)
+        True
+    """
+    set_mark(copy, find_mark(model))
 
 
 def find_mark(model: nn.Module) -> Mark | None:

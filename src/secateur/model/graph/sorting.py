@@ -1,0 +1,136 @@
+"""Sorting classes of ids into groups: units that are slices of the same axes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from secateur.model.graph.group import Group, Groups
+from secateur.model.graph.relations import Axis, Ids, Relations
+from secateur.model.graph.solve import Freedom, Solution, solve
+from secateur.model.graph.trace import tensor_names
+from secateur.types import Member
+
+__all__ = ["group_up"]
+
+
+def group_up(
+    root: nn.Module, relations: Relations, unit: Freedom = "channel", *, exact: bool = True, one_width: bool = False
+) -> Groups:
+    """The groups that relations leave for one kind of unit.
+
+    Args:
+        root: the model that was traced.
+        relations: of one or several traces.
+        unit: what goes.
+        exact: leave out what changes the values of others.
+        one_width: queries, keys and values of a head lose the same places.
+
+    Returns:
+        Groups in the order in which the model registers their first producers.
+    """
+    tensors = tensor_names(root)
+    picture = _picture(relations, solve(relations, unit, exact=exact, one_width=one_width), unit, exact)
+    groups = [_group(axes, classes, picture, tensors) for axes, classes in _families(picture).items()]
+    order = {name: place for place, name in enumerate(tensors)}
+    found: dict[str, Group] = {}
+    for group in sorted(groups, key=lambda one: order[one.name]):
+        name = _free_name(group.name, found)
+        found[name] = replace(group, name=name)
+    return Groups(found, _frozen(picture, found), tuple(relations.unknown))
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """All that is asked about a class: ``labels`` of the places along each axis, and ``axes`` of each class."""
+
+    relations: Relations
+    solution: Solution
+    unit: Freedom
+    exact: bool
+    labels: Mapping[Axis, Ids]
+    axes: Mapping[int, list[Axis]]
+
+    def uses(self, axis: Axis) -> set[str]:
+        """How contractions use an axis."""
+        return set(self.relations.uses.get(axis, ()))
+
+    def part(self, axis: Axis) -> Literal["out", "in", "follows"]:
+        """What an axis is to the group that it belongs to."""
+        uses = self.uses(axis)
+        return "out" if "out" in uses else "in" if "in" in uses else "follows"
+
+    def why_not(self, one: int) -> str | None:
+        """Why a class is not removable; None where it is."""
+        solution, uses = self.solution, [self.uses(axis) for axis in self.axes[one]]
+        if solution.frozen[one]:
+            return solution.reasons.get(one, "its place must stay")
+        if not any("out" in use for use in uses):
+            return "no layer of the trace makes it"
+        if not any("in" in use for use in uses) and not solution.consumed[one]:
+            return "nothing that the trace saw reads it"
+        if self.unit != "channel" and not solution.attention[one]:
+            return f"it has no {self.unit}s"
+        if self.exact and one in solution.inexact:
+            return f"{solution.inexact[one]} (exact=False allows it)"
+        return None
+
+
+def _picture(relations: Relations, solution: Solution, unit: Freedom, exact: bool) -> _Picture:
+    labels = {axis: solution.label[first : first + size] for axis, (first, size) in relations.slots.items()}
+    axes: dict[int, list[Axis]] = defaultdict(list)
+    for axis, classes in labels.items():
+        for one in np.unique(classes):
+            axes[int(one)].append(axis)
+    return _Picture(relations, solution, unit, exact, labels, axes)
+
+
+def _families(picture: _Picture) -> dict[tuple[Axis, ...], list[int]]:
+    """Removable classes by the axes they are slices of; one class alone has to stay."""
+    families: dict[tuple[Axis, ...], list[int]] = defaultdict(list)
+    for one, axes in picture.axes.items():
+        if picture.why_not(one) is None:
+            families[tuple(axes)].append(one)
+    return {axes: classes for axes, classes in families.items() if len(classes) > 1}
+
+
+def _group(axes: tuple[Axis, ...], classes: list[int], picture: _Picture, tensors: Mapping[str, Tensor]) -> Group:
+    labels, solution = picture.labels, picture.solution
+    first = next(axis for axis in axes if picture.part(axis) == "out")
+    place = {one: int(np.flatnonzero(labels[first] == one)[0]) for one in classes}
+    ranks = np.full(picture.relations.count, -1)
+    for rank, one in enumerate(sorted(classes, key=place.__getitem__)):
+        ranks[one] = rank
+    members = tuple(
+        Member(axis[0], tuple(tensors[axis[0]].shape), axis[1], picture.part(axis), tuple(ranks[labels[axis]].tolist()))
+        for axis in (first, *(axis for axis in axes if axis != first))
+    )
+    why = next((solution.inexact[one] for one in classes if one in solution.inexact), "")
+    rescale = bool(solution.squares[classes].any())
+    tied = any(picture.uses(axis) == {"in", "out"} for axis in axes)
+    alone = not (tied or rescale or solution.met[classes].any()) and any(m.part == "in" for m in members)
+    return Group(first[0], len(classes), members, picture.unit, not why, why, alone, rescale)
+
+
+def _free_name(name: str, taken: Mapping[str, Group]) -> str:
+    """The name, numbered where several groups share their first producer."""
+    number, free = 2, name
+    while free in taken:
+        free, number = f"{name}#{number}", number + 1
+    return free
+
+
+def _frozen(picture: _Picture, found: Mapping[str, Group]) -> dict[str, str]:
+    """Every axis that a layer makes and no group removes from, with the reason."""
+    covered = {(member.name, member.dim) for group in found.values() for member in group.members}
+    frozen: dict[str, str] = {}
+    for axis, labels in picture.labels.items():
+        if "out" in picture.uses(axis) and axis not in covered:
+            reasons = (picture.why_not(int(one)) for one in np.unique(labels))
+            frozen[f"{axis[0]} out"] = next((why for why in reasons if why), "it is one unit, which has to stay")
+    return frozen
