@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from secateur.deploy.shrunk import LOST_MARK, may_become
+from secateur.deploy.shrunk import LARGER, LOST_MARK, may_become
 from secateur.io import Bundle, Contents
 from secateur.model.masks import Masks
 from secateur.model.names import clean_name
@@ -88,18 +88,15 @@ def check_contents(
         problems.append("build the module that was saved, with the same options")
     if shapes:
         problems.append(f"shapes differ: {_some(shapes)}; build the module with the sizes of the file")
-        problems.append(LOST_MARK if shrunk is None else _before(shrunk))
+        if shrunk is not None and shrunk.before is not None:
+            sizes = [f"{name} {shape}" for name, shape in shrunk.before.items()]
+            problems[-1] += f", or with those it had before it was shrunk: {_some(sizes)}"
+        else:
+            problems.append(LOST_MARK if shrunk is None else LARGER)
     if dtypes:
         problems.append(f"dtypes differ: {_some(dtypes)}; convert the module first, model.to({_dtype_hint(contents)})")
     if problems:
         raise ValueError(f"does not fit {owner}: " + ". ".join(problems))
-
-
-def _before(shrunk: Structure) -> str:
-    if shrunk.before is None:
-        return "the file holds a shrunk model, so the module's tensors may be larger, but not smaller"
-    sizes = [f"{name} {shape}" for name, shape in shrunk.before.items()]
-    return f"or with those it had before it was shrunk: {_some(sizes)}"
 
 
 def check_masks(present: Masks | None, bundle: Bundle) -> None:

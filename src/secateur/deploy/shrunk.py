@@ -11,7 +11,7 @@ from secateur.model.removal.named import Shape
 from secateur.model.removal.registry import find_mark
 from secateur.model.removal.restore import Structure
 
-__all__ = ["LOST_MARK", "may_become", "structure_in", "structure_to_save", "with_structure"]
+__all__ = ["LARGER", "LOST_MARK", "may_become", "structure_in", "structure_to_save", "with_structure"]
 
 _KEY = "secateur.shrunk"
 """In the file's record, beside what the user put there. Files of models that were never shrunk do not have it."""
@@ -20,6 +20,7 @@ LOST_MARK = (
     "if the file holds a shrunk model that was copied or pickled before it was saved, nothing in it says so: "
     "save it again with sc.save(model, path, shrunk=True)"
 )
+LARGER = "the file holds a shrunk model, so the module's tensors may be larger, but not smaller"
 
 
 def structure_to_save(root: nn.Module, shrunk: bool | None) -> Structure | None:
