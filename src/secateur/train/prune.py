@@ -23,6 +23,7 @@ from secateur.model.evidence import Source, collect
 from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
 from secateur.model.names import unwrap
+from secateur.model.removal.registry import carry_mark
 from secateur.model.selectors import Selector
 from secateur.model.sharding import share_from_first_rank
 from secateur.train.plan import Plan
@@ -191,6 +192,7 @@ def _prune_once(
     unit_masks = choose_masks(model, plan, plan.final, source, layout, before)
     if not inplace:
         pruned = copy.deepcopy(model)
+        carry_mark(model, pruned)
         if before is not None:
             carried = Masks(pruned, before.unit_masks, unit, before.layout)
             carried.load_state_dict(before.state_dict())

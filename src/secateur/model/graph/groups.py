@@ -54,7 +54,7 @@ def find_groups(
     groups = group_up(root, relations, unit, exact=exact)
     if not (verify and groups):
         return groups
-    probes = Probes(root, examples)
+    probes = Probes(root, examples, batches=(1,))
     found = verified(probes, groups)
     if unit == "head_dim" and len(found) < len(groups):  # modules that know one width for queries and values
         coarse = verified(probes, group_up(root, relations, unit, exact=exact, one_width=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,9 @@ from secateur.model.graph.group import Group
 from secateur.model.graph.trace import tensor_names
 from secateur.model.quietly import quietly
 from secateur.model.removal import Removal, remove
+from secateur.model.removal.registry import carry_mark
 
-__all__ = ["Probes", "make_probes", "outputs_of"]
-
-BATCHES = (1, 3)
+__all__ = ["Probes", "difference", "outputs_of"]
 
 
 def outputs_of(model: nn.Module, example: Example) -> list[Tensor]:
@@ -28,16 +27,33 @@ def outputs_of(model: nn.Module, example: Example) -> list[Tensor]:
 
 
 class Probes:
-    """The examples that plans are probed on: the user's, filled with noise, at two batch sizes.
+    """The examples that plans are probed on: the user's, filled with noise, at several batch sizes.
 
     Args:
         root: the model before anything is removed.
         examples: as the user gave them.
+        batches: batch sizes; one that the model refuses is left out.
     """
 
-    def __init__(self, root: nn.Module, examples: Sequence[Example]) -> None:
+    def __init__(self, root: nn.Module, examples: Sequence[Example], batches: Sequence[int] = (1, 3)) -> None:
         self.root = root
-        self.examples = [case for example in examples for case in _cases(root, example)]
+        generator = torch.Generator().manual_seed(0)
+        self._cases = [_noisy(resized(example, batch), generator) for example in examples for batch in batches]
+        self._own = [*examples, *(_noisy(example, generator) for example in examples)]
+
+    def expected(self, masked: nn.Module) -> Iterator[tuple[Example, list[Tensor]]]:
+        """The cases that the model takes, with its outputs; the user's own examples where it takes no other size."""
+        taken = 0
+        for case in tuple(self._cases):
+            try:
+                outputs = outputs_of(masked, case)
+            except Exception:  # noqa: BLE001 - a model of one batch size; its own examples follow
+                self._cases.remove(case)
+                continue
+            taken += 1
+            yield case, outputs
+        for example in () if taken else self._own:
+            yield example, outputs_of(masked, example)
 
     def check(self, groups: Mapping[str, Group], keep: Keep, removal: Removal) -> tuple[nn.Module | None, str]:
         """Run all probes on one plan.
@@ -51,14 +67,14 @@ class Probes:
             ``(smaller model, "")``, or ``(None, what went wrong)``.
         """
         small = copy.deepcopy(self.root)
+        carry_mark(self.root, small)
         try:
             remove(small, removal)
         except ValueError as error:
             return None, str(error)
         masked = masked_copy(self.root, groups, keep)
         exact = all(groups[name].exact for name, mask in keep.items() if not bool(mask.all()))
-        for example in self.examples:
-            expected = outputs_of(masked, example)
+        for example, expected in self.expected(masked):
             try:
                 got = outputs_of(small, example)
             except Exception as error:  # noqa: BLE001 - the user's forward may raise anything; it is reported
@@ -84,27 +100,8 @@ class Probes:
                     if part == "out" and tensors[tensor].is_floating_point():
                         chosen = tensors[tensor].index_select(dim, positions)
                         tensors[tensor].index_copy_(dim, positions, chosen * 1.5)
-        example = self.examples[0]
-        return difference(outputs_of(deaf, example), outputs_of(noisy, example), exact=True)
-
-
-def make_probes(root: nn.Module, examples: Sequence[Example]) -> Probes:
-    """Probes on the user's examples."""
-    return Probes(root, examples)
-
-
-def _cases(root: nn.Module, example: Example) -> list[Example]:
-    """The example with noise in place of its numbers, at the batch sizes that the model takes."""
-    generator = torch.Generator().manual_seed(0)
-    cases: list[Example] = []
-    for batch in BATCHES:
-        case = _noisy(resized(example, batch), generator)
-        try:
-            outputs_of(root, case)
-        except Exception:  # noqa: BLE001 - a model of one batch size: the example itself is probed below
-            continue
-        cases.append(case)
-    return cases or [example, _noisy(example, generator)]
+        example, quiet = next(iter(self.expected(deaf)))
+        return difference(quiet, outputs_of(noisy, example), exact=True)
 
 
 def _noisy(example: Example, generator: torch.Generator) -> Example:

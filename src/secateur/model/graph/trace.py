@@ -74,6 +74,11 @@ class Tracer(TorchDispatchMode):
                 self._by_memory[_memory(tensor)] = traced
         self.tainted = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not wrapped for torch.compile: nothing is compiled here, and the wrapper imports the compiler (2 s)."""
+        return False
+
     def of(self, tensor: Any) -> Traced | None:
         """What is known of a tensor; None where the trace never saw it made."""
         if not isinstance(tensor, Tensor):

@@ -47,7 +47,7 @@ def verified(probes: Probes, groups: Groups) -> Groups:
     _search(probes, groups, list(groups), bad)
     # One group may hide another's trouble: what is left has to work together.
     left = [name for name in groups if name not in bad]
-    problem = _problem(probes, groups, left)
+    problem = _problem(probes, groups, left) if bad else ""
     if problem:
         bad |= dict.fromkeys(left, problem)
     frozen = {**groups.frozen, **{f"{name} out": why for name, why in bad.items()}}
