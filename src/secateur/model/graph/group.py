@@ -79,7 +79,7 @@ class Groups(Mapping[str, Group]):
         return {name: group.layout() for name, group in self.found.items()}
 
     def __str__(self) -> str:
-        lines = [f"{len(self)} groups can be removed from:"]
+        lines = [f"{len(self)} group{'' if len(self) == 1 else 's'} can be removed from:"]
         lines += [f"  {group}" for group in self.found.values()]
         if self.frozen:
             lines += ["not from:"] + [f"  {axis}: {why}" for axis, why in self.frozen.items()]

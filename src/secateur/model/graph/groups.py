@@ -42,7 +42,7 @@ def find_groups(
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> print(find_groups(net, torch.zeros(1, 1, 4, 4)))
-        1 groups can be removed from:
+        1 group can be removed from:
           0.weight: 4 channels; made by 0.weight; read by 4.weight, 5 more
         not from:
           4.weight out: it is an output of the model
