@@ -57,14 +57,15 @@ class Member:
         shape: of that tensor.
         dim: the axis.
         part: ``"out"``: positions along it are made by the tensor (filters), ``"in"``: read by it (input channels),
-            ``"follows"``: neither (biases, norms, running statistics).
+            ``"follows"``: neither (biases, norms, running statistics), ``"direction"``: rows of a weight norm, which
+            have no direction when they are zero: masking leaves them alone and zeroes their lengths.
         owner: for each position along the axis the unit of the group it goes with, -1 for none.
     """
 
     name: str
     shape: tuple[int, ...]
     dim: int
-    part: Literal["out", "in", "follows"]
+    part: Literal["out", "in", "follows", "direction"]
     owner: tuple[int, ...]
 
 

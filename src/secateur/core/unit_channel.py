@@ -79,6 +79,8 @@ class Channel:
             for member in layout[group].members:
                 if member.name not in masks:
                     masks[member.name] = torch.ones(member.shape, dtype=torch.bool, device=kept.device)
+                if member.part == "direction":
+                    continue
                 owner = torch.tensor(member.owner, device=kept.device)
                 along = [1] * len(member.shape)
                 along[member.dim] = len(member.owner)
@@ -88,7 +90,7 @@ class Channel:
     def members(self, layout: KeyLayout) -> tuple[Member, ...]:
         """The members whose weights score the units of a group."""
         _check_group(layout)
-        weights = tuple(member for member in layout.members if len(member.shape) >= 2)
+        weights = tuple(member for member in layout.members if len(member.shape) >= 2 and member.part != "direction")
         producers = tuple(member for member in weights if member.part == "out")
         return producers if self.scored == "out" and producers else weights
 
@@ -233,7 +235,7 @@ def _pool(scores: Tensors, group: str, key: KeyLayout, members: tuple[Member, ..
 
 
 def _any_kept(masks: Tensors, group: str, key: KeyLayout) -> Tensor:
-    members = [member for member in key.members if member.name in masks]
+    members = [member for member in key.members if member.name in masks and member.part != "direction"]
     if not members:
         raise ValueError(f"group {group!r}: there is no mask of any of its {len(key.members)} members")
     kept = torch.zeros(key.shape, dtype=torch.int64)

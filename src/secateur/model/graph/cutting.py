@@ -21,7 +21,9 @@ Keep = Mapping[str, Tensor]
 """Group -> bool mask of its units, True: stays."""
 
 
-def slices(group: Group, gone: Tensor) -> Iterable[tuple[str, int, Tensor, Literal["out", "in", "follows"]]]:
+def slices(
+    group: Group, gone: Tensor
+) -> Iterable[tuple[str, int, Tensor, Literal["out", "in", "follows", "direction"]]]:
     """The slices of some units: tensor, axis, positions, part."""
     for member in group.members:
         owner = torch.tensor(member.owner)
@@ -110,12 +112,6 @@ def masked_copy(
     with torch.no_grad():
         for name, mask in keep.items():
             for tensor, dim, positions, part in slices(groups[name], ~mask):
-                if part in wanted and isinstance(tensors[tensor], nn.Parameter) and not _is_direction(tensor, part):
+                if part in wanted and isinstance(tensors[tensor], nn.Parameter):
                     tensors[tensor].index_fill_(dim, positions.to(tensors[tensor].device), 0.0)
     return copied
-
-
-def _is_direction(tensor: str, part: str) -> bool:
-    """The direction of a weight norm: a zero row has none (0 / 0), and its zero length masks it already."""
-    leaf = tensor.rpartition(".")[2]
-    return part == "out" and (leaf == "weight_v" or tensor.endswith("parametrizations.weight.original1"))

@@ -22,7 +22,7 @@ __all__ = ["Axis", "Event", "Ids", "Link", "Relations", "Table"]
 Ids: TypeAlias = NDArray[np.int64]
 Axis: TypeAlias = tuple[str, int]
 """A tensor's name and one of its axes."""
-Use: TypeAlias = Literal["out", "in"]
+Use: TypeAlias = Literal["out", "in", "direction"]
 
 
 @dataclass(frozen=True, slots=True)

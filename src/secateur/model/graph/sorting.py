@@ -60,9 +60,11 @@ class _Picture:
         """How contractions use an axis."""
         return set(self.relations.uses.get(axis, ()))
 
-    def part(self, axis: Axis) -> Literal["out", "in", "follows"]:
+    def part(self, axis: Axis) -> Literal["out", "in", "follows", "direction"]:
         """What an axis is to the group that it belongs to."""
         uses = self.uses(axis)
+        if "direction" in uses:
+            return "direction"
         return "out" if "out" in uses else "in" if "in" in uses else "follows"
 
     def why_not(self, one: int) -> str | None:
@@ -101,7 +103,7 @@ def _families(picture: _Picture) -> dict[tuple[Axis, ...], list[int]]:
 
 def _group(axes: tuple[Axis, ...], classes: list[int], picture: _Picture, tensors: Mapping[str, Tensor]) -> Group:
     labels, solution = picture.labels, picture.solution
-    first = next(axis for axis in axes if picture.part(axis) == "out")
+    first = min(axes, key=lambda axis: ("out", "direction", "in", "follows").index(picture.part(axis)))
     place = {one: int(np.flatnonzero(labels[first] == one)[0]) for one in classes}
     ranks = np.full(picture.relations.count, -1)
     for rank, one in enumerate(sorted(classes, key=place.__getitem__)):

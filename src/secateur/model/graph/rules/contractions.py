@@ -164,8 +164,13 @@ def weight_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> 
     inputs = [(known, t.shape) for t in (direction, gain) if (known := tracer.of(t)) is not None]
     for traced, _ in inputs[:1]:
         for plane in traced.planes:
-            if plane.axes != {dim}:
+            if plane.axes == {dim}:
+                tracer.relations.use(plane.ids, "direction")
+            else:
                 tracer.relations.blur(plane.ids, "a weight norm runs over it")
+    for traced, _ in inputs[1:]:
+        for plane in traced.planes:
+            tracer.relations.use(plane.ids, "out")
     tracer.set(out[0], join(tracer.relations, inputs, direction.shape, where()))
 
 

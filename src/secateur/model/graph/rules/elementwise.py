@@ -173,6 +173,9 @@ def reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
             ids = ids.reshape([size for axis, size in enumerate(ids.shape) if axis not in gone])
             shape = [size for axis, size in enumerate(shape) if axis not in gone]
         planes.append(Plane(tuple(shape), ids))
+    if traced.kind == "parameter" and "norm" in name:
+        for plane in planes:
+            tracer.relations.use(plane.ids, "direction")
     kind = traced.kind if planes or traced.kind != "activation" else "activation"
     for one in made:
         if tuple(one.shape) == (planes[0].shape if planes else tuple(one.shape)):
