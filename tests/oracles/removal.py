@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Slices", "clean", "leaves", "run", "shapes", "zeroed"]
+__all__ = ["Slices", "clean", "flops", "leaves", "run", "shapes", "zeroed"]
 
 Slices = tuple[str, int, list[int]]
 """Tensor name, axis, positions along it."""
@@ -38,28 +39,32 @@ def zeroed(model: nn.Module, dead: Iterable[Slices]) -> nn.Module:
     Of a parametrized weight it is the weight itself that gets the zeros, whichever of its originals is named: a
     direction of zeros has no length to divide by.
     """
-    copied = _plain(copy.deepcopy(model))
+    copied = copy.deepcopy(model)
     parameters = {clean(name): p for name, p in copied.named_parameters(remove_duplicate=False)}
+    modules = {clean(name): module for name, module in copied.named_modules()}
     with torch.no_grad():
         for name, dim, positions in dead:
-            parameter = parameters.get(_effective(name))
-            if parameter is not None:
-                parameter.index_fill_(dim, torch.tensor(positions, dtype=torch.long), 0.0)
+            if name not in parameters:
+                continue
+            places = torch.tensor(positions, dtype=torch.long)
+            chain = modules[name.rpartition(".")[0]]
+            if isinstance(chain, parametrize.ParametrizationList):
+                mask = torch.ones_like(chain())
+                chain.append(_Masked(mask.index_fill_(dim, places, 0.0)))
+            else:
+                parameters[name].index_fill_(dim, places, 0.0)
     return copied
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if parametrize.is_parametrized(module):
-            assert isinstance(module.parametrizations, nn.ModuleDict)
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-    return model
+class _Masked(nn.Module):
+    """The last step of a parametrization. (To bake it in would break the original: a copy shares its class.)"""
 
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
 
-def _effective(name: str) -> str:
-    owner, parametrized, rest = name.partition("parametrizations.")
-    return owner + rest.split(".")[0] if parametrized else name
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.get_buffer("mask")
 
 
 def run(model: nn.Module, inputs: Any) -> list[Tensor]:
@@ -68,6 +73,21 @@ def run(model: nn.Module, inputs: Any) -> list[Tensor]:
         if isinstance(inputs, Mapping):
             return leaves(model(**inputs))
         return leaves(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
+
+
+def flops(model: nn.Module, inputs: Any) -> int:
+    """Products and sums of one call, as torch counts them: matrix products, convolutions, attention.
+
+    Fused encoder layers and LSTMs are no operators that it counts: they are run in parts.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+            run(getattr(model, "_orig_mod", model), inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops()
 
 
 def leaves(output: Any) -> list[Tensor]:

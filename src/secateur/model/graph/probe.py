@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from secateur.model.graph.cutting import Keep, masked_copy, slices
 from secateur.model.graph.examples import Example, call, resized, tensors_in
 from secateur.model.graph.group import Group
-from secateur.model.graph.trace import tensor_names
+from secateur.model.graph.trace import line_of, tensor_names
 from secateur.model.quietly import quietly
 from secateur.model.removal import Removal, remove
 from secateur.model.removal.registry import carry_mark
@@ -55,13 +56,19 @@ class Probes:
         for example in () if taken else self._own:
             yield example, outputs_of(masked, example)
 
-    def check(self, groups: Mapping[str, Group], keep: Keep, removal: Removal) -> tuple[nn.Module | None, str]:
-        """Run all probes on one plan.
+    def expect(self, groups: Mapping[str, Group], keep: Keep) -> list[tuple[Example, list[Tensor]]]:
+        """The masked model's outputs on every case."""
+        return list(self.expected(masked_copy(self.root, groups, keep)))
+
+    def check(
+        self, removal: Removal, expected: Sequence[tuple[Example, list[Tensor]]], *, exact: bool
+    ) -> tuple[nn.Module | None, str]:
+        """Carry a removal out on a copy and compare.
 
         Args:
-            groups: all groups by name.
-            keep: the units that stay.
-            removal: what is to be done for it.
+            removal: what is to be done.
+            expected: as ``expect`` gives it.
+            exact: compare values, not shapes alone.
 
         Returns:
             ``(smaller model, "")``, or ``(None, what went wrong)``.
@@ -72,14 +79,12 @@ class Probes:
             remove(small, removal)
         except ValueError as error:
             return None, str(error)
-        masked = masked_copy(self.root, groups, keep)
-        exact = all(groups[name].exact for name, mask in keep.items() if not bool(mask.all()))
-        for example, expected in self.expected(masked):
+        for example, outputs in expected:
             try:
                 got = outputs_of(small, example)
             except Exception as error:  # noqa: BLE001 - the user's forward may raise anything; it is reported
                 return None, f"the forward of the smaller model fails: {type(error).__name__}: {_short(error)}"
-            problem = difference(expected, got, exact=exact)
+            problem = difference(outputs, got, exact=exact)
             if problem:
                 return None, problem
         return small, ""
@@ -147,4 +152,5 @@ def difference(expected: Sequence[Tensor], got: Sequence[Tensor], *, exact: bool
 
 
 def _short(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:160]
+    place = line_of(frame for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))))
+    return f"{type(error).__name__} in {place}: " + str(error).split("\n", 1)[0][:160]

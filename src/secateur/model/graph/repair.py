@@ -22,7 +22,7 @@ from secateur.model.removal.attributes import derivation
 __all__ = ["hypotheses"]
 
 _Edit: TypeAlias = tuple[str, str, "int | tuple[int, ...]"]
-_MOST = 40
+_MOST = 24
 """Hypotheses tried before a plan is given up."""
 
 

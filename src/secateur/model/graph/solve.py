@@ -187,12 +187,14 @@ def _tables(
         moved = True
         if free:
             label = _unite_slices(label, table, free[0])
+            stuck.append((_beside_fixed(table, free[0]), f"{table.where} lays it beside places of fixed number"))
         else:
             stuck.append((table.ids.reshape(-1), _why_stuck(table, bool(inside[table.ids].any()))))
     if left and not moved:
-        table, free = left[0]
+        table, free = left.pop(0)
         choice = max(free, key=lambda axis: (_classes_after(label, table, axis), axis))
         label, moved = _unite_slices(label, table, choice), True
+        stuck.append((_beside_fixed(table, choice), f"{table.where} lays it beside places of fixed number"))
     return label, [table for table, _ in left], moved
 
 
@@ -220,12 +222,24 @@ def _classes_after(label: Ids, table: Table, axis: int) -> int:
 
 def _unite_slices(label: Ids, table: Table, axis: int) -> Ids:
     """Everything in one slice across ``axis`` goes together."""
-    rows = np.moveaxis(table.ids, axis, 0).reshape(table.ids.shape[axis], -1)
-    return components(label, _star(rows))
+    return components(label, _star(_slices(table, axis)))
+
+
+def _slices(table: Table, axis: int) -> Ids:
+    return np.moveaxis(table.ids, axis, 0).reshape(table.ids.shape[axis], -1)
+
+
+def _beside_fixed(table: Table, axis: int) -> Ids:
+    """Ids in slices that also hold padding or places that stay: such a slice cannot go as a whole."""
+    rows = _slices(table, axis)
+    return rows[(rows < FIRST_ID).any(1)].reshape(-1)
 
 
 def _star(rows: Ids) -> Ids:
-    pairs = np.stack([np.broadcast_to(rows[:, :1], rows.shape).reshape(-1), rows.reshape(-1)])
+    """Pairs that tie each row to its first real id."""
+    real = rows >= FIRST_ID
+    first = np.take_along_axis(rows, real.argmax(1)[:, None], 1)
+    pairs = np.stack([np.broadcast_to(first, rows.shape).reshape(-1), rows.reshape(-1)])
     return pairs[:, (pairs >= FIRST_ID).all(0)]
 
 
