@@ -40,6 +40,8 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "snip_signed": (("weight", "grad"), False),
     "taylor": (("weight", "grad_sq"), False),
     "gate_taylor": (("gate_grad_sq",), False),
+    "mean_activation": (("activation_mean",), False),
+    "apoz": (("activation_zeros",), False),
     "large_final": (("weight",), False),
     "small_final": (("weight",), True),
     "large_init": (("init",), False),
@@ -83,14 +85,15 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
     generator = torch.Generator().manual_seed(7)
     found: dict[str, dict[str, Tensor]] = {}
     for name in names:
-        per_unit = name in ("noise", "gate_grad_sq")
+        per_unit = name in ("noise", "gate_grad_sq", "activation_mean", "activation_zeros")
         found[name] = {}
         layout = layout_for(unit_spec)
         of_groups = layout is GROUPS and name != "noise"  # whose evidence is of parameters, and of their outputs
         for key, one in (parameter_layout(layout) if of_groups else layout).items():
             grid = one.shape[:1] if of_groups else unit.grid(one)
             tensor = torch.randn(grid if per_unit else one.shape, generator=generator)
-            positive = name in ("noise", "gate_grad_sq", "grad_abs", "grad_sq")
+            positive = per_unit or name in ("grad_abs", "grad_sq")
+            tensor = tensor.sigmoid() if name == "activation_zeros" else tensor  # a share
             found[name][key] = (tensor.abs() if positive else tensor).to(dtype)
     return found
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.unit_channel import evidence_layout
+from secateur.model.activations import ACTIVATION_KINDS, collect_activations
 from secateur.model.batches import LossFunction, StepFunction, limited, loss_of, to_device
 from secateur.model.gates import gate_layout, gate_places, gated
 from secateur.model.names import clean_name, find_parameter, unwrap
@@ -37,6 +38,7 @@ KINDS: Mapping[str, str] = {
     "noise": "uniform in [0, 1) per unit, from seed and name",
     "movement": "minus the sum over training steps of gradient times weight (collected by sc.Pruner)",
     **GRADIENT_KINDS,
+    **ACTIVATION_KINDS,
 }
 
 
@@ -119,10 +121,14 @@ def collect(
     if gradients:
         gates = gate_layout(root, layout) if "gate_grad_sq" in gradients else {}
         found |= _gradients(root, gradients, weights, gates, source)
+    if activations := [kind for kind in wanted if kind in ACTIVATION_KINDS]:
+        found |= collect_activations(
+            root, activations, layout, unit, source.data, step=source.step, batches=source.batches, mode=source.mode
+        )
     for kind in kinds:
         if kind in streamed:
             found[kind] = dict(streamed[kind])
-        elif kind not in GRADIENT_KINDS:
+        elif kind not in found:
             found[kind] = _SIMPLE[kind](root, layout if kind == "noise" else weights, unit, source)
     return found
 

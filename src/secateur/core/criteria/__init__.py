@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import gradient, trajectory, weight
+from secateur.core.criteria import activation, gradient, trajectory, weight
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -36,6 +36,26 @@ CRITERIA: Mapping[str, CriterionEntry] = {
         "batches",
         "mean_b (dL/dz)^2 of a gate z on each filter",
         _MOLCHANOV,
+        units=frozenset({"channel", "filter"}),
+        batches=10,
+    ),
+    "mean_activation": CriterionEntry(
+        activation.mean_activation,
+        "unit",
+        "mean",
+        "batches",
+        "mean |a| of each channel's activation",
+        "Molchanov et al. 2017, arXiv 1611.06440",
+        units=frozenset({"channel", "filter"}),
+        batches=10,
+    ),
+    "apoz": CriterionEntry(
+        activation.apoz,
+        "unit",
+        "mean",
+        "batches",
+        "1 - share of zeros of each channel's activation",
+        "Hu et al. 2016, arXiv 1607.03250",
         units=frozenset({"channel", "filter"}),
         batches=10,
     ),
