@@ -23,8 +23,10 @@ _ROWS: Mapping[Rule, str] = {
     moves.same: "alias clone contiguous detach _to_copy lift_fresh copy dropout native_dropout_backward positive "
     "lift_fresh_copy detach_ _pin_memory is_pinned",
     moves.shape_change: "view _unsafe_view reshape flatten unflatten squeeze unsqueeze _reshape_alias view_copy",
-    moves.move: "permute t transpose expand movedim roll flip repeat pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle unfold diagonal rot90 tril triu swapaxes",
+    moves.move: "permute t transpose expand movedim flip repeat pixel_shuffle pixel_unshuffle rot90 swapaxes",
+    moves.by_place: "roll unfold diagonal tril triu",
+    moves.channel_shuffle: "channel_shuffle native_channel_shuffle",
+    moves.patches: "im2col",
     moves.slice_: "slice",
     moves.split: "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk",
     moves.select: "select",
@@ -41,13 +43,13 @@ _ROWS: Mapping[Rule, str] = {
     contractions.convolution: "convolution",
     contractions.grouped: "_grouped_mm",
     contractions.weight_norm: "_weight_norm_interface",
-    contractions.embedding: "embedding",
+    contractions.embedding: "embedding _embedding_bag _embedding_bag_forward_only",
     elementwise.batch_norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "_batch_norm_no_update _batch_norm_with_update cudnn_batch_norm",
     elementwise.layer_norm: "native_layer_norm",
     elementwise.group_norm: "native_group_norm",
     elementwise.rms_norm: "_fused_rms_norm",
-    elementwise.reduce: "sum mean amax amin max_dim linalg_vector_norm norm var var_mean std std_mean prod any all",
+    elementwise.reduce: "sum mean amax amin logsumexp linalg_vector_norm norm var var_mean std std_mean prod any all",
     elementwise.along_axis: "_softmax _safe_softmax _log_softmax cumsum cumprod sort topk argmax argmin max min "
     "logcumsumexp",
     elementwise.pool: "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "

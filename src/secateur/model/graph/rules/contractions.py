@@ -257,5 +257,6 @@ def embedding(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> No
     for plane in table.planes:
         if 0 in plane.axes:
             tracer.relations.freeze(plane.ids, "it is a row of a table that is read by number")
-    planes = tuple(Plane.along(out.dim() - 1, out.shape, plane.vector(1)) for plane in columns)
-    tracer.set(out, Traced("activation", planes))
+    made = out[0] if isinstance(out, tuple) else out  # a bag of rows also returns how it counted them
+    planes = tuple(Plane.along(made.dim() - 1, made.shape, plane.vector(1)) for plane in columns)
+    tracer.set(made, Traced("activation", planes))

@@ -42,9 +42,14 @@ def _outputs(out: Any) -> list[Tensor]:
 
 def pointwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """What meets element by element lives and dies together."""
-    inputs = [(tracer.of(tensor) or Traced("constant"), tensor.shape) for tensor in _tensors(args, kwargs)]
+    inputs = [(tracer.of(tensor) or Traced("constant"), _own_sizes(tensor)) for tensor in _tensors(args, kwargs)]
     for made in _outputs(out):
         tracer.set(made, join(tracer.relations, inputs, made.shape, where()))
+
+
+def _own_sizes(tensor: Tensor) -> list[int]:
+    """The shape without what ``expand`` added: that follows whatever it was expanded for."""
+    return [1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
 def in_place(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -192,7 +197,7 @@ def _reduced_axes(name: str, args: Any, kwargs: Any, x: Tensor) -> frozenset[int
 
 
 def _sums_rows(plane: Plane, gone: frozenset[int], name: str) -> bool:
-    return name in _EXACT and len(plane.axes & gone) == 1
+    return name in (*_EXACT, "mean") and len(plane.axes & gone) == 1
 
 
 _EXACT = {"sum", "linalg_vector_norm", "norm"}
@@ -209,6 +214,7 @@ def _mixed(tracer: Tracer, plane: Plane, name: str, traced: Traced) -> None:
         relations.mean_square(plane.ids)
     elif name in ("var", "var_mean", "std", "std_mean"):
         relations.blur(plane.ids, f"a variance is taken over it in {where()}")
+        relations.consume(plane.ids, weights=False)
     elif traced.kind != "parameter":
         relations.freeze(plane.ids, f"{name} runs over it in {where()}")
 
@@ -218,17 +224,24 @@ def along_axis(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> N
     traced = tracer.of(args[0])
     if traced is None:
         return
-    dim = args[1] if len(args) > 1 and isinstance(args[1], int) else kwargs.get("dim", -1)
-    if func.overloadpacket.__name__ == "topk":
-        dim = args[2] if len(args) > 2 else -1
-    dim = dim % max(args[0].dim(), 1)
-    for plane in traced.varying(dim):
-        tracer.relations.freeze(plane.ids, f"{func.overloadpacket.__name__} runs over it in {where()}")
-    planes = [plane for plane in traced.planes if dim not in plane.axes]
+    name, order = func.overloadpacket.__name__, args[0].dim()
+    place = 2 if name == "topk" else 1
+    dim = args[place] if len(args) > place else kwargs.get("dim", None if name in _OVER_ALL else -1)
+    gone = set(range(order)) if dim is None else {int(dim) % max(order, 1)}
+    planes: list[Plane] = []
+    for plane in traced.planes:
+        if plane.axes & gone:
+            tracer.relations.freeze(plane.ids, f"{name} runs over it in {where()}")
+        else:
+            planes.append(plane)
     for made in _outputs(out):
-        tracer.set(
-            made, Traced(traced.kind, tuple(Plane(tuple(made.shape), plane.ids) for plane in planes), traced.data)
-        )
+        left = [axis for axis in range(order) if made.dim() == order or axis not in gone]
+        beside = (Plane(tuple(made.shape), p.ids.reshape([p.ids.shape[axis] for axis in left])) for p in planes)
+        tracer.set(made, Traced(traced.kind, tuple(beside), traced.data))
+
+
+_OVER_ALL = {"argmax", "argmin", "max", "min"}
+"""Without an axis they run over all elements."""
 
 
 def pool(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -268,7 +281,7 @@ def unknown(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None
     touched = [tracer.of(tensor) for tensor in _tensors(args, kwargs)]
     name = str(func.overloadpacket)
     for traced in touched:
-        if traced is not None and traced.planes and traced.kind != "parameter":
+        if traced is not None and traced.planes:
             tracer.freeze(traced, f"the tracer has no rule for {name} in {where()}")
             if name not in tracer.relations.unknown:
                 tracer.relations.unknown.append(name)

@@ -12,7 +12,23 @@ from secateur.model.graph.planes import CONSTANT, FROZEN, Plane, Traced
 from secateur.model.graph.rules.joining import join
 from secateur.model.graph.trace import Tracer, where
 
-__all__ = ["cat", "glu", "index", "move", "pad", "same", "select", "shape_change", "slice_", "split", "stack", "unbind"]
+__all__ = [
+    "by_place",
+    "cat",
+    "channel_shuffle",
+    "glu",
+    "index",
+    "move",
+    "pad",
+    "patches",
+    "same",
+    "select",
+    "shape_change",
+    "slice_",
+    "split",
+    "stack",
+    "unbind",
+]
 
 
 def same(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -27,6 +43,48 @@ def move(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     traced = tracer.of(args[0])
     if traced is not None:
         tracer.set(out, traced.moved(lambda ids: func(ids, *args[1:], **kwargs)))
+
+
+def by_place(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Moves by a number of places: along the axes they run over, fewer slices would land elsewhere."""
+    source, name = args[0], func.overloadpacket.__name__
+    traced = tracer.of(source)
+    if traced is None:
+        return
+    if name == "roll":
+        dims = list(args[2]) if len(args) > 2 else []
+    else:
+        dims = {"unfold": args[1:2], "diagonal": args[2:4] or (0, 1)}.get(name, (-2, -1))
+    along = {dim % source.dim() for dim in dims or range(source.dim())}
+    for plane in traced.planes:
+        if plane.axes & along:
+            tracer.relations.freeze(plane.ids, f"{name} moves it by a number of places in {where()}")
+    tracer.set(out, traced.moved(lambda ids: func(ids, *args[1:], **kwargs)))
+
+
+def channel_shuffle(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Channels are dealt out again in equal parts."""
+    traced = tracer.of(args[0])
+    if traced is None:
+        return
+    for plane in traced.varying(1):
+        _parts(tracer, plane, 1, (args[1], args[0].shape[1] // args[1]), 0)
+    tracer.set(out, traced.moved(lambda ids: func(ids, *args[1:], **kwargs)))
+
+
+def patches(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Patches of an image as columns: every channel appears once for each place of a patch."""
+    traced = tracer.of(args[0])
+    if traced is None:
+        return
+    axis = args[0].dim() - 3
+    for plane in traced.planes:
+        if plane.axes - {axis}:
+            tracer.relations.freeze(plane.ids, f"{where()} cuts it into patches along space")
+    known = [plane.vector(axis) for plane in traced.planes if plane.axes == {axis}]
+    places = out.shape[axis] // args[0].shape[axis]
+    planes = tuple(Plane.along(axis, out.shape, ids.repeat_interleave(places)) for ids in known)
+    tracer.set(out, Traced(traced.kind, planes, traced.data))
 
 
 def shape_change(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
