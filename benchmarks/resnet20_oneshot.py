@@ -88,7 +88,9 @@ def main() -> None:
         print(line)
 
 
-def row(name: str, dense: ResNet20, model: ResNet20, data: tuple[Tensor, Tensor], sparsity: float) -> list[Any]:
+def row(
+    name: str, dense: torch.nn.Module, model: torch.nn.Module, data: tuple[Tensor, Tensor], sparsity: float
+) -> list[Any]:
     """Accuracy, agreement with dense, and file size of one model."""
     with tempfile.TemporaryDirectory() as folder:
         plain = sc.save(dense, Path(folder) / "dense.safetensors")

@@ -28,6 +28,7 @@ from secateur.report.table import print_table
 from secateur.train import Plan, Pruner, prune, score
 from secateur.train.recalibrate import recalibrate
 from secateur.train.shrink import shrink
+from secateur.train.shrinkage import Shrinkage, shrinkage
 from secateur.types import NM, KeyLayout, Layout, Unit
 
 groups = find_groups
@@ -50,6 +51,7 @@ __all__ = [
     "Record",
     "Report",
     "Shares",
+    "Shrinkage",
     "Unit",
     "agreement",
     "combine",
@@ -68,5 +70,6 @@ __all__ = [
     "save",
     "score",
     "shrink",
+    "shrinkage",
     "to_html",
 ]

@@ -1,10 +1,11 @@
-"""The main job on real data: train, make sparse four ways, measure, save, load back, report."""
+"""The main job on real data: train, make sparse or smaller five ways, measure, save, load back, report."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 from secateur.benchmark.data import Images
 from secateur.benchmark.models import LeNet5, Residual
 from secateur.benchmark.protocol import (
+    REMOVED_FILTERS,
     Outcome,
     Recipe,
     Setting,
@@ -28,7 +30,8 @@ from secateur.benchmark.protocol import (
 )
 from secateur.deploy.files import load, save
 from secateur.measure import measure
-from secateur.records import Record, Report
+from secateur.model.targets import find_targets
+from secateur.records import Record, Report, Shares
 from secateur.report.html import to_html
 from secateur.report.table import print_table
 
@@ -42,14 +45,17 @@ DEMO_METHODS = {
 }
 """Short name, for tables and plots -> method of the protocol."""
 
+_AND_FILTERS = {**DEMO_METHODS, "filters": "filter removal"}
+
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the demo: how it is made and how long it is trained."""
+    """A network of the demo: how it is made, how long it is trained, and what is done to it."""
 
     name: str
     make: Callable[[], nn.Module]
     recipe: Recipe
+    methods: Mapping[str, str]
 
 
 def demo_networks(data: Images, epochs: int | None = None) -> tuple[Network, ...]:
@@ -66,8 +72,8 @@ def demo_networks(data: Images, epochs: int | None = None) -> tuple[Network, ...
     rounds = 3
     recipe = Recipe(epochs=epochs, tuning_epochs=max(rounds, epochs * 3 // 5 // rounds * rounds), rounds=rounds)
     return (
-        Network("LeNet", lambda: LeNet5(data.size), recipe),
-        Network("ResNet", Residual, recipe),
+        Network("LeNet", lambda: LeNet5(data.size), recipe, DEMO_METHODS),
+        Network("ResNet", Residual, recipe, _AND_FILTERS),
     )
 
 
@@ -115,7 +121,8 @@ def _run(data: Images, target: Path, sparsity: float, epochs: int | None, rounds
         f"[bold]{data.name}[/bold]: {len(data.y_train):,} images to train on, {len(data.y_test):,} to test, "
         f"{data.size}x{data.size} pixels; {100 * sparsity:g} % of the weights go.\n"
         "LeNet is LeNet-5-like, ResNet a small residual network of widths 32-64-128. Each is made sparse by magnitude "
-        "once after training, gradually while it trains, in rounds with fine-tuning, and by SNIP before it trains."
+        "once after training, gradually while it trains, in rounds with fine-tuning, and by SNIP before it trains.\n"
+        f"From the ResNet, filter removal also takes {100 * REMOVED_FILTERS:g} % of all channels for good."
     )
     records: dict[str, Record] = {}
     masks: dict[str, dict[str, Any]] = {}
@@ -124,14 +131,16 @@ def _run(data: Images, target: Path, sparsity: float, epochs: int | None, rounds
         for one in _make_sparse(network, data, sparsity, target, console):
             with console.status(f"measuring {one.name}"):
                 records[one.name] = _measured(one, data, rounds)
-            masks[one.name] = {name: mask.numpy() for name, mask in one.outcome.masks.items()}
+            if one.outcome.masks is not None:
+                masks[one.name] = {name: mask.numpy() for name, mask in one.outcome.masks.items()}
             made.append(one)
     report = Report(f"secateur demo on {data.name}", tuple(records), tuple(records.values()))
     (target / "report.json").write_text(json.dumps(report.to_record()), encoding="utf-8")
     page = to_html(report, target / "report.html", masks=masks)
     print_table(report, console=console)
     _check_sizes(report)
-    _check_load(made[-1], data, console)
+    for one in (made[0], made[-1]):  # with masks, and really smaller
+        _check_load(one, data, console)
     console.print(f"[bold]{page}[/bold] is the report; the sparse files stand beside it.")
     return report
 
@@ -159,7 +168,7 @@ def _make_sparse(network: Network, data: Images, sparsity: float, target: Path, 
     dense = copy.deepcopy(fresh)
     with _bar(console, f"{network.name}, dense", recipe.epochs, data, recipe) as tell:
         fit(dense, data, recipe, epochs=recipe.epochs, lr=recipe.lr, progress=tell)
-    for short, method in DEMO_METHODS.items():
+    for short, method in network.methods.items():
         with _bar(console, f"{network.name}, {method}", training_epochs(method, recipe), data, recipe) as tell:
             outcome = run_method(method, Setting(fresh, dense, data, recipe, sparsity, tell))
         path = target / f"{network.name}-{short}.safetensors".lower()
@@ -180,7 +189,17 @@ def _measured(made: _Made, data: Images, rounds: int) -> Record:
         schedule=made.outcome.history,
     )
     dense, sparse = replace(record.dense, name=made.network.name), replace(record.sparse, name=made.short)
-    return replace(record, dense=dense, sparse=sparse)
+    shares = record.shares if made.outcome.masks is not None else _removed(made)
+    return replace(record, dense=dense, sparse=sparse, shares=shares)
+
+
+def _removed(made: _Made) -> Shares:
+    """What is gone from a network that is really smaller: of its units, target weights and parameters."""
+    before, after = (
+        (sum(math.prod(key.shape) for key in find_targets(net).values()), sum(p.numel() for p in net.parameters()))
+        for net in (made.dense, made.outcome.model)
+    )
+    return Shares(made.outcome.history[-1].sparsity, 1 - after[0] / before[0], 1 - after[1] / before[1])
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LeNet5", "ResNet20", "Residual", "lenet_300_100"]
+__all__ = ["CifarResNet", "LeNet5", "ResNet20", "ResNet56", "Residual", "lenet_300_100"]
 
 
 def lenet_300_100(inputs: int = 784, classes: int = 10) -> nn.Sequential:
@@ -106,21 +108,31 @@ class _PaddedShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.added // 2, self.added // 2))
 
 
-class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR with option A shortcuts (He et al. 2016, arXiv 1512.03385); 269,722 parameters.
+class CifarResNet(nn.Module):
+    """A residual network for CIFAR with option A shortcuts (He et al. 2016, arXiv 1512.03385).
+
+    Args:
+        depth: 20 (269,722 parameters), 56 (853,018), or another ``6 n + 2``.
+        classes: number of classes.
+
+    Raises:
+        ValueError: for another depth.
 
     Example:
-        >>> sum(p.numel() for p in ResNet20().parameters())
-        269722
+        >>> [sum(p.numel() for p in CifarResNet(depth).parameters()) for depth in (20, 56)]
+        [269722, 853018]
     """
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, depth: int = 20, classes: int = 10) -> None:
         super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth={depth}: these networks have 6 n + 2 layers, such as 20, 32, 56")
+        blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, 1)
-        self.layer2 = _stage(16, 32, 2)
-        self.layer3 = _stage(32, 64, 2)
+        self.layer1 = _stage(16, 16, 1, blocks)
+        self.layer2 = _stage(16, 32, 2, blocks)
+        self.layer3 = _stage(32, 64, 2, blocks)
         self.linear = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +142,13 @@ class ResNet20(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+ResNet20 = partial(CifarResNet, 20)
+"""``ResNet20()`` makes ResNet-20 with option A."""
+ResNet56 = partial(CifarResNet, 56)
+"""``ResNet56()`` makes ResNet-56 with option A."""
+
+
+def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
     first = nn.Identity() if inputs == outputs else _PaddedShortcut(outputs - inputs)
-    rest = [_Block(outputs, outputs, 1, nn.Identity()) for _ in range(2)]
+    rest = [_Block(outputs, outputs, 1, nn.Identity()) for _ in range(blocks - 1)]
     return nn.Sequential(_Block(inputs, outputs, stride, first), *rest)

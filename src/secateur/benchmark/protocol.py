@@ -20,8 +20,24 @@ from secateur.measure import TrainingMeter
 from secateur.model.masks import Masks, find_masks
 from secateur.records import SchedulePoint, TrainingCost
 from secateur.train import Plan, Pruner, prune
+from secateur.train.shrink import shrink
+from secateur.train.shrinkage import shrinkage
 
-__all__ = ["METHODS", "Outcome", "Recipe", "Setting", "fit", "run_method", "steps_per_epoch", "training_epochs"]
+__all__ = [
+    "METHODS",
+    "REMOVED_FILTERS",
+    "Outcome",
+    "Recipe",
+    "Setting",
+    "fit",
+    "run_method",
+    "steps_per_epoch",
+    "training_epochs",
+]
+
+
+REMOVED_FILTERS = 0.5
+"""Share of the channels that filter removal takes from each group, whatever share of weights other methods remove."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +69,10 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trained sparse network with its masks, plan, cost and history."""
+    """A trained sparse network with its masks (None where it is really smaller), plan, cost and history."""
 
     model: nn.Module
-    masks: Masks
+    masks: Masks | None
     plan: Plan
     cost: TrainingCost
     history: tuple[SchedulePoint, ...]
@@ -186,6 +202,20 @@ def _before_training(criterion: str) -> Method:
     return run
 
 
+def _filter_removal(setting: Setting) -> Result:
+    """Half the channels of every layer go for good, by the L2 norm of their filters; what is left is tuned."""
+    example = setting.data.x_train[:2]
+    model = shrink(
+        setting.dense, example_inputs=example, sparsity=REMOVED_FILTERS, criterion="l2", allocation="uniform"
+    )
+    record = shrinkage(model)
+    assert record is not None, "shrink remembers what it did"
+    kept, before = (sum(getattr(width, side) for width in record.groups) for side in ("after", "before"))
+    setting.train(model, setting.recipe.tuning_epochs, setting.recipe.lr / 3)
+    plan = Plan(REMOVED_FILTERS, criterion="l2", unit="channel", allocation="uniform")
+    return model, plan, (SchedulePoint(0, 1 - kept / before, kept),)
+
+
 METHODS: dict[str, Method] = {
     "one-shot magnitude": _one_shot,
     "one-shot magnitude, tuned": _one_shot_tuned,
@@ -193,6 +223,7 @@ METHODS: dict[str, Method] = {
     "iterative magnitude": _iterative,
     "SNIP before training": _before_training("snip"),
     "random before training": _before_training("random"),
+    "filter removal": _filter_removal,
 }
 """Every method starts from the same first weights or from the same trained network."""
 
@@ -200,7 +231,12 @@ METHODS: dict[str, Method] = {
 def training_epochs(method: str, recipe: Recipe) -> int:
     """How many epochs a method trains beyond what it starts from, for progress bars."""
     tuned = recipe.tuning_epochs // recipe.rounds * recipe.rounds
-    counts = {"one-shot magnitude": 0, "one-shot magnitude, tuned": recipe.tuning_epochs, "iterative magnitude": tuned}
+    counts = {
+        "one-shot magnitude": 0,
+        "one-shot magnitude, tuned": recipe.tuning_epochs,
+        "iterative magnitude": tuned,
+        "filter removal": recipe.tuning_epochs,
+    }
     return counts.get(method, recipe.epochs)
 
 
@@ -222,7 +258,7 @@ def run_method(method: str, setting: Setting) -> Outcome:
     with TrainingMeter() as meter:
         model, plan, history = METHODS[method](setting)
     masks = find_masks(model)
-    assert masks is not None
+    assert (masks is None) == (method == "filter removal"), "masks hold what is not removed for good"
     return Outcome(model, masks, plan, meter.cost, history)
 
 

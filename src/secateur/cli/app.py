@@ -15,10 +15,11 @@ from secateur.cli.measure import measure
 from secateur.cli.methods import methods
 from secateur.cli.prune import prune
 from secateur.cli.report import report
+from secateur.cli.shrink import shrink
 
 __all__ = ["COMMANDS", "app"]
 
-COMMANDS: tuple[Callable[..., Any], ...] = (demo, methods, inspect, prune, measure, report)
+COMMANDS: tuple[Callable[..., Any], ...] = (demo, methods, inspect, prune, shrink, measure, report)
 """In the order of the help text. Each is named by its function and explained by its docstring."""
 
 app = typer.Typer(

@@ -21,7 +21,7 @@ def demo(
     epochs: Annotated[int | None, typer.Option(help="of the dense networks; default: 20 on digits, 3 else")] = None,
     rounds: Annotated[int, typer.Option(help="interleaved rounds of each latency measurement")] = 30,
 ) -> None:
-    """Train two networks, make each sparse four ways, measure, save, load back, report.
+    """Train two networks, make each sparse four ways and one really smaller, measure, save, load back, report.
 
     On the digits this takes under three minutes. Fashion-MNIST is much larger: the demo trains on its first 10,000
     images, says so, and takes five to ten minutes on two cores.

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any, final
 
 import torch
@@ -25,7 +27,7 @@ from secateur.model.graph.relations import Relations
 from secateur.model.names import clean_name
 from secateur.model.quietly import quietly
 
-__all__ = ["Tracer", "slow_paths", "tensor_names", "trace", "where"]
+__all__ = ["Tracer", "line_of", "slow_paths", "tensor_names", "trace", "where"]
 
 
 @contextmanager
@@ -149,12 +151,15 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
 
 def where() -> str:
     """The line of the user's code that runs now, for messages."""
-    frame = sys._getframe(1)
-    while frame is not None:
+    return line_of(frame for frame, _ in traceback.walk_stack(sys._getframe(1)))
+
+
+def line_of(frames: Iterable[FrameType]) -> str:
+    """The first frame that runs the user's own code, as text; frames from the innermost to the outermost."""
+    for frame in frames:
         module = frame.f_globals.get("__name__", "")
         if not module.startswith(("torch.", "secateur.", "contextlib")) and module != "torch":
             line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
             name = frame.f_code.co_filename.rsplit("/", 1)[-1]
             return f"`{line[:70]}` ({name}:{frame.f_lineno})" if line else f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
     return "the model's code"
