@@ -14,6 +14,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from secateur.core.combine import combine
+from secateur.deploy.attention import open_attention
 from secateur.deploy.files import load, save
 from secateur.io import Bundle
 from secateur.measure import agreement, effective, evaluate, latency, measure
@@ -64,6 +65,7 @@ __all__ = [
     "load",
     "masked",
     "measure",
+    "open_attention",
     "print_table",
     "prune",
     "recalibrate",

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.units import parse_unit
+from secateur.deploy.attention import attentions, open_as
 from secateur.deploy.filling import check_contents, check_masks, check_ties, swap_in, target_tensors
 from secateur.deploy.shrunk import structure_in, structure_to_save, with_structure
+from secateur.deploy.standalone.written import attention_in, beside, put_beside, with_attention
 from secateur.io import Bundle, Contents, read, write
 from secateur.model.mask_checks import check_shapes, zeros_without_masks
 from secateur.model.masks import Masks, find_masks, register_masks
@@ -47,7 +49,10 @@ def save(
     tensors once. The file is replaced in one step: a killed writer leaves the old one.
 
     Of a shrunk model the file also says which shapes its class had before and the numbers that no shape tells
-    (groups, heads), so that ``load(path, into=TheClass())`` gives the small model back.
+    (groups, heads), so that ``load(path, into=TheClass())`` gives the small model back. Of a model with opened
+    attention (``open_attention``) and no masks a second file is written, ``net_attention.py`` beside
+    ``net.safetensors``: it needs PyTorch alone, and its ``load(TheClass(), tensors)`` gives the model to whoever does
+    not have this library.
 
     Args:
         model: a module, or a mapping name -> tensor such as a state dict.
@@ -63,8 +68,8 @@ def save(
 
     Raises:
         ValueError: if removed weights have grown back, a state dict holds more than tensors, a tensor is
-            sharded or sparse, the unit of the masks has no name to load it by, or ``shrunk=True`` comes
-            with a mapping.
+            sharded or sparse, the unit of the masks has no name to load it by, ``shrunk=True`` comes
+            with a mapping, or another file has the name of the second one.
         FileNotFoundError: if the folder does not exist.
 
     Example:
@@ -85,19 +90,23 @@ def save(
         if unseen:
             warnings.warn(f"the file will be as large as the dense one: {unseen}", stacklevel=2)
         tensors = _clean(root.state_dict())
-        remembered = with_structure(_json(record), structure_to_save(root, shrunk))
+        structure = structure_to_save(root, shrunk)
+        remembered = with_attention(with_structure(_json(record), structure), root)
+        extra = beside(path, root, structure) if masks is None else None  # what is packed, others cannot unpack
     elif isinstance(model, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         if shrunk:
             raise ValueError("shrunk=True needs the module itself: a mapping of tensors has no layers to describe")
-        tensors, remembered = dict(model), _json(record)
+        tensors, remembered, extra = dict(model), _json(record), None
     else:
         raise ValueError(f"a {type(model).__name__} cannot be saved; give a module, or a mapping of named tensors")
-    if masks is None:
-        return write(path, Bundle(tensors, plan=_json(plan), record=remembered))
-    spec = masks.unit.spec
-    parse_unit(spec)  # a unit that cannot be named again must fail here, not when the file is loaded
-    bundle = Bundle(tensors, masks.unit_masks, spec, masks.layout, _json(plan), remembered)
-    return write(path, bundle, masks=masks)
+    bundle = Bundle(tensors, plan=_json(plan), record=remembered)
+    if masks is not None:
+        spec = masks.unit.spec
+        parse_unit(spec)  # a unit that cannot be named again must fail here, not when the file is loaded
+        bundle = Bundle(tensors, masks.unit_masks, spec, masks.layout, _json(plan), remembered)
+    size = write(path, bundle, masks=masks)
+    put_beside(extra)
+    return size
 
 
 @overload
@@ -117,7 +126,8 @@ def load(
     With ``into`` the values are copied into the module's own parameters and buffers, exactly, and its masks
     are registered: train on with ``find_masks(model).attach(optimizer)``. On any error the module stays
     as it was, bit for bit. Load hooks of the module are not called; wrappers are looked through. If the file
-    was saved from a shrunk model, a module with the shapes from before is shrunk to its shapes.
+    was saved from a shrunk model, a module with the shapes from before is shrunk to its shapes; attention that was
+    opened in it is opened.
 
     Args:
         path: the file.
@@ -160,7 +170,12 @@ def load(
 
     bundle = read(path, expand=_expand, check=check, max_bytes=max_bytes)
     try:
-        _reshape_and_fill(root, slots, bundle)
+        close = open_as(root, attention_in(bundle.record))
+        try:
+            _reshape_and_fill(root, slots, bundle)
+        except BaseException:
+            close()
+            raise
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
     return target
@@ -184,6 +199,8 @@ def _reshape_and_fill(root: nn.Module, slots: Mapping[str, Tensor], bundle: Bund
 
 def _fill(root: nn.Module, slots: Mapping[str, Tensor], bundle: Bundle) -> None:
     """Everything that can fail comes before the first change."""
+    for attention in attentions(root).values():
+        attention.check()
     present = find_masks(root)
     check_masks(present, bundle)
     pairs = check_ties(slots, bundle.tensors)

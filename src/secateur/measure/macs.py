@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from secateur.deploy.attention import Attention
 from secateur.measure.quiet import quiet
 from secateur.model.names import clean_name, unwrap
 
@@ -109,11 +110,30 @@ def _attention(
     tally.products[name] += 2 * tokens[0] * keys * layer.embed_dim
 
 
+def _opened_attention(
+    tally: _Tally, name: str, layer: Attention, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
+) -> None:
+    """Heads of their own widths; the output projection is a module that is called, and counts itself."""
+    given = [*args[:3], *(kwargs[key] for key in ("query", "key", "value")[len(args) :])]
+    tokens = [t.numel() // t.shape[-1] for t in given]
+    rows, values = layer.num_heads * layer.head_dim, layer.num_heads * layer.v_head_dim
+    for i, (part, start, stop) in enumerate(
+        (("q", 0, rows), ("k", rows, 2 * rows), ("v", 2 * rows, 2 * rows + values))
+    ):
+        if layer.in_proj_weight is not None:
+            tally.use(name, "in_proj_weight", tokens[i], (start, stop))
+        else:
+            tally.use(name, f"{part}_proj_weight", tokens[i])
+    keys = tokens[1] + int(layer.bias_k is not None) + int(layer.add_zero_attn)
+    tally.products[name] += tokens[0] * keys * (rows + values)
+
+
 _RULES: tuple[tuple[tuple[type[nn.Module], ...], _Rule], ...] = (
     (_CONVOLUTIONS, _conv),
     (_TRANSPOSED, _conv_transpose),
     ((nn.Linear,), _linear),
     ((nn.MultiheadAttention,), _attention),
+    ((Attention,), _opened_attention),
 )
 """The layers that are counted. Adding one: a function that adds its uses, and a line here."""
 

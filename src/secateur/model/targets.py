@@ -22,6 +22,8 @@ REMOVES_OUTPUTS = frozenset({"filter", "layer"})
 """Units whose removal from the last layer would remove classes."""
 
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_OPENED = "secateur.attention"
+"""What the class of an opened attention calls itself, wherever it is from; its weights are named alike."""
 
 
 def find_targets(
@@ -110,7 +112,7 @@ def _weights_of(module: nn.Module) -> Iterable[tuple[str, Kind, int]]:
         yield "weight", "linear", 1
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         yield "weight", "embedding", 1
-    elif isinstance(module, nn.MultiheadAttention):
+    elif isinstance(module, nn.MultiheadAttention) or getattr(type(module), "kind", None) == _OPENED:
         for attribute in _ATTENTION:
             yield attribute, "linear", 1
 

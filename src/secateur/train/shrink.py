@@ -134,12 +134,9 @@ def shrink(
     root, examples = unwrap(model), as_examples(example_inputs)
     _refuse(root, wish, recalibrate, valid)
     if from_zeros:
-        if masks is not None or units is not None or budget.given or recalibrate is not None:
-            raise ValueError(
-                "from_zeros=True takes what is zero already: leave out masks=, units=, recalibrate= and budgets"
-            )
-        found = shrink_zeros(root, examples, unit, optimizer, inplace)
-        return (model if inplace else found[0]) if optimizer is None else ((model if inplace else found[0]), found[1])
+        _refuse_choices(masks, units, budget, recalibrate)
+        found, also = shrink_zeros(root, examples, unit, optimizer, inplace)
+        return _as_asked(model if inplace else found, also)
     groups = find_groups(root, example_inputs, unit=unit, exact=exact)
     probes = Probes(root, examples)
     start = _start(root, groups, masks, units, budget)
@@ -150,8 +147,19 @@ def shrink(
     if target is not small and recalibrate is not None:
         _copy_buffers(small, target)
     remember_shrinkage(target, record)
-    found = model if inplace else target
-    return found if optimizer is None else (found, also)
+    return _as_asked(model if inplace else target, also)
+
+
+def _as_asked(model: nn.Module, optimizer: Optimizer | None) -> Any:
+    return model if optimizer is None else (model, optimizer)
+
+
+def _refuse_choices(masks: Masks | None, units: Mapping[str, Sequence[int]] | None, budget: Budget, again: Any) -> None:
+    if masks is not None or units is not None or budget.given or again is not None:
+        raise ValueError(
+            "from_zeros=True takes out what is zero already, whatever made it: leave out masks=, units=, recalibrate= "
+            "and budgets"
+        )
 
 
 def _planned(
