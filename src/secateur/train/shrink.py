@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -135,23 +135,25 @@ def shrink(
     _refuse(root, wish, recalibrate, valid)
     if from_zeros:
         _refuse_choices(masks, units, budget, recalibrate)
-        found, also = shrink_zeros(root, examples, unit, optimizer, inplace)
-        return _as_asked(model if inplace else found, also)
-    groups = find_groups(root, example_inputs, unit=unit, exact=exact)
+        return _as_asked(model, shrink_zeros(root, examples, unit, optimizer, inplace), inplace)
     probes = Probes(root, examples)
-    start = _start(root, groups, masks, units, budget)
-    small, removal, record = _planned(probes, groups, start, wish, inputs_of(examples[0]))
+
+    def plan(*, verify: bool) -> tuple[nn.Module, Removal, Shrinkage]:
+        groups = find_groups(root, example_inputs, unit=unit, exact=exact, verify=verify)
+        return _planned(probes, groups, _start(root, groups, masks, units, budget), wish, inputs_of(examples[0]))
+
+    small, removal, record = _tried(plan, chosen=not budget.given and unit == "channel")
     if recalibrate is not None:
         record = replace(record, recalibration=take_again(small, recalibrate, valid=valid))
     target, also = carry_out(root, optimizer, inplace, small, removal)
-    if target is not small and recalibrate is not None:
-        _copy_buffers(small, target)
+    _copy_buffers(small, target)
     remember_shrinkage(target, record)
-    return _as_asked(model if inplace else target, also)
+    return _as_asked(model, (target, also), inplace)
 
 
-def _as_asked(model: nn.Module, optimizer: Optimizer | None) -> Any:
-    return model if optimizer is None else (model, optimizer)
+def _as_asked(model: nn.Module, made: tuple[nn.Module, Optimizer | None], inplace: bool) -> Any:
+    found, optimizer = model if inplace else made[0], made[1]
+    return found if optimizer is None else (found, optimizer)
 
 
 def _refuse_choices(masks: Masks | None, units: Mapping[str, Sequence[int]] | None, budget: Budget, again: Any) -> None:
@@ -160,6 +162,16 @@ def _refuse_choices(masks: Masks | None, units: Mapping[str, Sequence[int]] | No
             "from_zeros=True takes out what is zero already, whatever made it: leave out masks=, units=, recalibrate= "
             "and budgets"
         )
+
+
+def _tried(plan: Callable[..., tuple[nn.Module, Removal, Shrinkage]], *, chosen: bool) -> Any:
+    """Plan; where the units are chosen already, their own probes say whether the groups were right."""
+    if not chosen:
+        return plan(verify=True)
+    try:
+        return plan(verify=False)
+    except ValueError:  # the verified groups know more: what goes together, and why something cannot go
+        return plan(verify=True)
 
 
 def _planned(
@@ -212,6 +224,8 @@ def _refuse(root: nn.Module, wish: Wish, recalibrate: Any, valid: Data | None) -
 
 def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
     """Statistics that were taken again on the model of the probes; elsewhere both are equal."""
+    if source is target:
+        return
     with torch.no_grad():
         for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
             mine.copy_(theirs)
