@@ -168,7 +168,8 @@ def write(rows: list[list[Any]], tuned: dict[str, float]) -> None:
         "environment": {key: machine[key] for key in ("cpu", "threads", "torch", "secateur")},
         "note": (
             f"Random is the mean of {SEEDS} seeds. With {round(100 - 100 * budget)} % fewer multiply-adds "
-            f"by {criterion} and one epoch on 10,000 recompressed training images, batch norms recalibrated on exact ones: "
+            f"by {criterion} and one epoch on 10,000 recompressed training images, "
+            "batch norms recalibrated on exact ones: "
             f"{tuned['small']} %; the dense network after the same epoch {tuned['dense']} % (one seed). "
             "Standard error of 90 % on 1,000 images: .9 points."
         ),
