@@ -111,11 +111,18 @@ def test_scores_of_outputs_add_up_over_positions_and_producers() -> None:
         score("gate_taylor", {}, RESIDUAL, Channel())
 
 
+def test_rates_of_outputs_are_averaged_over_positions_and_producers() -> None:
+    zeros = {"a.weight": torch.tensor([0.1, 0.2, 0.3, 0.4]), "b.weight": torch.arange(8.0) / 10}
+    found = score("apoz", {"activation_zeros": zeros}, RESIDUAL, Channel())
+    kept = [1 - (0.1 + 0.0 + 0.1) / 3, 1 - (0.2 + 0.2 + 0.3) / 3, 1 - (0.3 + 0.4 + 0.5) / 3, 1 - (0.4 + 0.6 + 0.7) / 3]
+    assert found["a.weight"].tolist() == pytest.approx(kept)
+
+
 def test_each_output_is_scored_before_scores_add_up() -> None:
     def rooted(gate_grad_sq: torch.Tensor) -> torch.Tensor:
         return gate_grad_sq.sqrt()
 
-    entry = CriterionEntry(rooted, "unit", "mean", "batches", "", "", units=frozenset({"channel"}))
+    entry = CriterionEntry(rooted, "unit", "sum", "batches", "", "", units=frozenset({"channel"}))
     outputs = {"a.weight": torch.zeros(4), "b.weight": torch.full((8,), 9.0)}
     found = score(entry, {"gate_grad_sq": outputs}, RESIDUAL, Channel())
     assert found["a.weight"].tolist() == [6.0] * 4  # 3 + 3, not sqrt(18)

@@ -153,7 +153,7 @@ def _score_entry(
         known = dict.fromkeys(member.name for key in layout.values() for member in key.members if member.part == "out")
         outputs = {key: (named[0][key].numel(),) for key in known if all(key in tensors for tensors in named)}
         raw = {key: _run(entry, evidence, key, shape, "output") for key, shape in outputs.items()}
-        return unit.add_up(raw, layout)
+        return unit.add_up(raw, layout, entry.reduce)
     return {key: _run(entry, evidence, key, unit.grid(one), unit_name(unit)) for key, one in layout.items()}
 
 

@@ -94,13 +94,14 @@ class Channel:
         producers = tuple(member for member in weights if member.part == "out")
         return producers if self.scored == "out" and producers else weights
 
-    def add_up(self, outputs: Tensors, layout: Layout) -> dict[str, Tensor]:
-        """Scores of the outputs of producers -> scores of units, their sum.
+    def add_up(self, outputs: Tensors, layout: Layout, reduce: Reduce = "sum") -> dict[str, Tensor]:
+        """Scores of the outputs of producers -> scores of units, their sum or mean.
 
         Args:
             outputs: producer -> [outputs]. Where a grouped transposed convolution has more outputs than its axis has
                 positions, they follow each other group by group. Producers that are not there contribute nothing.
             layout: group -> layout.
+            reduce: ``"mean"`` for what is a rate or a size per output, else the sum: contributions add.
 
         Returns:
             Group -> [units].
@@ -108,7 +109,7 @@ class Channel:
         Raises:
             ValueError: for a unit without any scored output.
         """
-        return {group: _add_up(outputs, group, key) for group, key in layout.items()}
+        return {group: _add_up(outputs, group, key, reduce) for group, key in layout.items()}
 
 
 def parameter_layout(layout: Layout) -> dict[str, KeyLayout]:
@@ -245,7 +246,7 @@ def _any_kept(masks: Tensors, group: str, key: KeyLayout) -> Tensor:
     return (kept > 0).to(masks[members[0].name].device)
 
 
-def _add_up(outputs: Tensors, group: str, key: KeyLayout) -> Tensor:
+def _add_up(outputs: Tensors, group: str, key: KeyLayout, reduce: Reduce) -> Tensor:
     producers = [member for member in key.members if member.part == "out" and member.name in outputs]
     total = torch.zeros(key.shape, dtype=torch.float64)
     seen = torch.zeros(key.shape, dtype=torch.int64)
@@ -255,10 +256,11 @@ def _add_up(outputs: Tensors, group: str, key: KeyLayout) -> Tensor:
             raise ValueError(f"{member.name!r} has {positions} outputs, its scores have shape {tuple(score.shape)}")
         rows, owner = _rows(wide(score).view(-1, positions).T, member, dim=0)
         total.index_add_(0, owner, rows.sum(1, dtype=torch.float64).cpu())
-        seen.index_add_(0, owner, torch.ones_like(owner))
+        seen.index_add_(0, owner, torch.full_like(owner, rows.shape[1]))
     if bool((seen == 0).any()):
         raise ValueError(f"group {group!r}: unit {int((seen == 0).nonzero()[0])} has no output that is scored")
     double = any(outputs[member.name].dtype == torch.float64 for member in producers)
+    total = total / seen if reduce == "mean" else total
     return total.to(outputs[producers[0].name].device, torch.float64 if double else torch.float32)
 
 

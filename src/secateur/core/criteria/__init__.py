@@ -32,7 +32,7 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     "gate_taylor": CriterionEntry(
         gradient.gate_taylor,
         "unit",
-        "mean",
+        "sum",
         "batches",
         "mean_b (dL/dz)^2 of a gate z on each filter",
         _MOLCHANOV,
