@@ -7,7 +7,8 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LOSSES", "find_function", "loss_named", "make_data", "make_model"]
+__all__ = ["LOSSES", "find_function", "first_inputs", "loss_named", "make_data", "make_model"]
 
 LOSSES = {
     "cross_entropy": "cross_entropy",
@@ -173,3 +174,26 @@ def _is_dotted(name: str) -> bool:
 def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def first_inputs(data: Any) -> tuple[Any, Any]:
+    """The model's inputs in the first batch, and the data with that batch still in it.
+
+    Args:
+        data: what the user's function returned.
+
+    Returns:
+        A tuple or mapping of arguments, and data to read from the start.
+
+    Raises:
+        ValueError: if a batch is neither an (inputs, labels) pair nor a mapping.
+    """
+    from secateur.model.batches import limited
+
+    first = next(limited(data, 1))
+    again = chain([first], data) if isinstance(data, Iterator) else data
+    if isinstance(first, Mapping):
+        return dict(first), again
+    if isinstance(first, (tuple, list)) and len(first) == 2:
+        return (first[0],), again
+    raise ValueError(f"a batch of --data is a {type(first).__name__}; known are (inputs, labels) pairs and mappings")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -117,20 +116,14 @@ def _run(model: str, weights: Path | None, output: Path, choices: dict[str, Any]
 
 def _example(data: Any) -> tuple[Any, Any]:
     """The model's inputs in the first batch, and the data with that batch still in it."""
-    from secateur.model.batches import limited
+    from secateur.cli.functions import first_inputs
 
     if data is None:
         raise ValueError(
             "--unit channel traces the model to see which channels go together, with the inputs of the first batch of "
             "--data: name a function that returns batches"
         )
-    first = next(limited(data, 1))
-    again = chain([first], data) if isinstance(data, Iterator) else data
-    if isinstance(first, Mapping):
-        return dict(first), again
-    if isinstance(first, (tuple, list)) and len(first) == 2:
-        return (first[0],), again
-    raise ValueError(f"a batch of --data is a {type(first).__name__}; known are (inputs, labels) pairs and mappings")
+    return first_inputs(data)
 
 
 def _say(masks: Masks, output: Path, written: int) -> None:

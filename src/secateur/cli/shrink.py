@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -176,7 +175,7 @@ def _round_to(given: list[str] | None) -> int | str | dict[str, int] | None:
 
 def _inputs(shapes: list[str] | None, data: Any) -> tuple[Any, Any]:
     """Inputs for the trace, and the data with the batch that was read still in it."""
-    from secateur.model.batches import limited
+    from secateur.cli.functions import first_inputs
 
     if shapes:
         return tuple(_noise(shape) for shape in shapes), data
@@ -185,13 +184,7 @@ def _inputs(shapes: list[str] | None, data: Any) -> tuple[Any, Any]:
             "a trace shows which channels go together: give --example with the shape of an input (1,3,32,32), or "
             "--data with a function that returns batches"
         )
-    first = next(limited(data, 1))
-    again = chain([first], data) if isinstance(data, Iterator) else data
-    if isinstance(first, Mapping):
-        return dict(first), again
-    if isinstance(first, (tuple, list)) and len(first) == 2:
-        return (first[0],), again
-    raise ValueError(f"a batch of --data is a {type(first).__name__}; known are (inputs, labels) pairs and mappings")
+    return first_inputs(data)
 
 
 def _noise(text: str) -> Tensor:
