@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -76,15 +76,19 @@ class Channel:
         check_shapes("unit masks", unit_masks, layout, lambda group: self.grid(layout[group]))
         masks: dict[str, Tensor] = {}
         for group, kept in unit_masks.items():
+            lines, whole = _Lines(kept.bool()), bool(kept.all())
             for member in layout[group].members:
-                if member.name not in masks:
-                    masks[member.name] = torch.ones(member.shape, dtype=torch.bool, device=kept.device)
-                if member.part == "direction":
+                if whole or member.part == "direction":
+                    if member.name not in masks:
+                        masks[member.name] = torch.ones(member.shape, dtype=torch.bool, device=kept.device)
                     continue
-                owner = torch.tensor(member.owner, device=kept.device)
                 along = [1] * len(member.shape)
                 along[member.dim] = len(member.owner)
-                masks[member.name] &= (kept.bool()[owner.clamp(min=0)] | (owner < 0)).view(along)
+                line = lines.of(member.owner).view(along)
+                if member.name in masks:
+                    masks[member.name] &= line
+                else:
+                    masks[member.name] = line.expand(member.shape).clone(memory_format=torch.contiguous_format)
         return masks
 
     def members(self, layout: KeyLayout) -> tuple[Member, ...]:
@@ -184,6 +188,24 @@ def producer_shape(layout: KeyLayout) -> tuple[int, ...]:
         (2, 3)
     """
     return Channel().members(layout)[0].shape if layout.kind == "group" else layout.shape
+
+
+@final
+class _Lines:
+    """What stays along one axis, of a group whose members mostly have the same owners."""
+
+    def __init__(self, kept: Tensor) -> None:
+        self._kept = kept
+        self._known: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+
+    def of(self, owner: tuple[int, ...]) -> Tensor:
+        """For each position whether its unit, if it has one, stays."""
+        found = self._known.get(id(owner))
+        if found is None:
+            units = torch.tensor(owner, device=self._kept.device)
+            found = owner, self._kept[units.clamp(min=0)] | (units < 0)
+            self._known[id(owner)] = found
+        return found[1]
 
 
 def _check_group(layout: KeyLayout) -> None:

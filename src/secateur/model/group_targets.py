@@ -94,7 +94,8 @@ def select_groups(
         ValueError: for a selector that matches no parameter, or none that makes the channels of a group, and where
             nothing is left.
     """
-    weights = {name: key for name, key in known_weights(root).items() if name in aliases(root)}
+    first = aliases(root)
+    weights = {name: key for name, key in known_weights(root).items() if name in first}
     parameters = parameters_by_name(root)
     own = {
         name: replace(key, members=tuple(member for member in key.members if member.name in parameters))
@@ -111,7 +112,7 @@ def select_groups(
             chosen |= matching
     if exclude is not None:
         unwanted = selected_by(root, exclude, weights, other_parameters(root, weights), "exclude")
-        refuse_half_tied(root, targets, exclude, aliases(root), weights)
+        refuse_half_tied(root, targets, exclude, first, weights)
         dropped = set[str]().union(*(found for _, found in unwanted))
         chosen = {name for name in chosen if dropped.isdisjoint(parameter_layout({name: own[name]}))}
     if not chosen:

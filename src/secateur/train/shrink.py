@@ -16,9 +16,10 @@ from secateur.measure.fit import Data
 from secateur.model.batches import LossFunction, StepFunction
 from secateur.model.evidence import Source
 from secateur.model.graph.cutting import Keep
-from secateur.model.graph.examples import as_examples
+from secateur.model.graph.examples import Example, as_examples
 from secateur.model.graph.group import Groups
 from secateur.model.graph.groups import find_groups
+from secateur.model.graph.learned import learn
 from secateur.model.graph.probe import Probes
 from secateur.model.graph.solve import Freedom
 from secateur.model.graph.verify import work_out
@@ -136,11 +137,10 @@ def shrink(
     if from_zeros:
         _refuse_choices(masks, units, budget, recalibrate)
         return _as_asked(model, shrink_zeros(root, examples, unit, optimizer, inplace), inplace)
-    probes = Probes(root, examples)
 
     def plan(*, verify: bool) -> tuple[nn.Module, Removal, Shrinkage]:
         groups = find_groups(root, example_inputs, unit=unit, exact=exact, verify=verify)
-        return _planned(probes, groups, _start(root, groups, masks, units, budget), wish, inputs_of(examples[0]))
+        return _planned(root, examples, groups, _start(root, groups, masks, units, budget), wish)
 
     small, removal, record = _tried(plan, chosen=not budget.given and unit == "channel")
     if recalibrate is not None:
@@ -175,11 +175,13 @@ def _tried(plan: Callable[..., tuple[nn.Module, Removal, Shrinkage]], *, chosen:
 
 
 def _planned(
-    probes: Probes, groups: Groups, start: Keep, wish: Wish, inputs: Any
+    root: nn.Module, examples: list[Example], groups: Groups, start: Keep, wish: Wish
 ) -> tuple[nn.Module, Removal, Shrinkage]:
     """The smaller model as it passed its probes, how it is made, and what it takes."""
+    learned, inputs = learn(root, examples), inputs_of(examples[0])
+    probes = Probes(root, examples, smaller=learned.smaller(examples), shared=learned.shares)
     counted = inputs if wish.budget.given else None  # counting runs the model once more
-    costs = CostModel(probes.root, groups, counted)
+    costs = CostModel(root, groups, counted)
     last: list[tuple[nn.Module, Removal]] = []
 
     def build(keep: Keep) -> nn.Module:
@@ -190,7 +192,7 @@ def _planned(
         last[:] = [(small, removal)]
         return small
 
-    choice = choose_units(probes.root, groups, start, wish, costs, build, inputs)
+    choice = choose_units(root, groups, start, wish, costs, build, inputs)
     build(choice.keep)
     small, removal = last[0]
     return small, removal, report_on(small, groups, choice, wish, costs, inputs)

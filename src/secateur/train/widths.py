@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_right
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TypeAlias
@@ -81,7 +82,7 @@ def allowed_widths(group: Group, multiple: int) -> list[int]:
     per_unit = max(1, sum(place >= 0 for place in owner) // group.units)
     fixed = sum(place < 0 for place in owner)
     fine = [kept for kept in range(1, group.units) if (fixed + per_unit * kept) % multiple == 0] + [group.units]
-    below = [max((width for width in fine if width <= kept), default=fine[0]) for kept in range(group.units)]
+    below = [fine[max(bisect_right(fine, kept) - 1, 0)] for kept in range(group.units)]
     return [*below, group.units]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Example", "as_examples", "call", "resized", "tensors_in"]
+__all__ = ["Example", "as_examples", "call", "elements", "mapped", "resized", "tensors_in"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, field.name))
 
 
+def elements(example: Example) -> int:
+    """Of all tensors of an example."""
+    return sum(tensor.numel() for tensor in tensors_in((example.args, example.kwargs)))
+
+
 def resized(example: Example, batch: int) -> Example:
     """The example at another batch size: its rows repeated or left out.
 
@@ -89,16 +94,17 @@ def resized(example: Example, batch: int) -> Example:
         repeats = -(-batch // size)
         return torch.cat([tensor] * repeats)[:batch].clone() if repeats > 1 else tensor[:batch].clone()
 
-    return Example(_map(example.args, change), _map(example.kwargs, change))
+    return Example(mapped(example.args, change), mapped(example.kwargs, change))
 
 
-def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Nested tuples, lists and mappings with every tensor in them changed."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: _map(item, function) for key, item in value.items()}
+        return {key: mapped(item, function) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, function) for item in value))
+        return type(value)(*(mapped(item, function) for item in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(_map(item, function) for item in value)
+        return type(value)(mapped(item, function) for item in value)
     return value

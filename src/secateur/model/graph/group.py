@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, final
+
+import torch
+from torch import Tensor
 
 from secateur.types import KeyLayout, Member
 
@@ -36,6 +40,14 @@ class Group:
     why_inexact: str = ""
     read_by_weights: bool = True
     rescale: bool = False
+
+    @cached_property
+    def owners(self) -> tuple[Tensor, ...]:
+        """``Member.owner`` of each member, as a tensor."""
+        made: dict[tuple[int, ...], Tensor] = {}
+        return tuple(
+            made[m.owner] if m.owner in made else made.setdefault(m.owner, torch.tensor(m.owner)) for m in self.members
+        )
 
     def layout(self) -> KeyLayout:
         """The layout of the group as a target of unit ``channel``."""

@@ -6,17 +6,15 @@ from typing import Any, get_args
 
 from torch import nn
 
-from secateur.model.graph.examples import Example, as_examples, resized
+from secateur.model.graph.examples import as_examples
 from secateur.model.graph.group import Group, Groups
+from secateur.model.graph.learned import learn
 from secateur.model.graph.probe import Probes
-from secateur.model.graph.relations import Relations
 from secateur.model.graph.solve import Freedom
-from secateur.model.graph.sorting import group_up
-from secateur.model.graph.trace import trace
 from secateur.model.graph.verify import verified
 from secateur.model.names import unwrap
 
-__all__ = ["Group", "Groups", "find_groups", "group_up", "relations_of"]
+__all__ = ["Group", "Groups", "find_groups"]
 
 
 def find_groups(
@@ -50,30 +48,13 @@ def find_groups(
     root, examples = unwrap(model), as_examples(example_inputs)
     if unit not in get_args(Freedom):
         raise ValueError(f"unit={unit!r}: groups are of unit {', '.join(map(repr, get_args(Freedom)))}")
-    relations = relations_of(root, examples)
-    groups = group_up(root, relations, unit, exact=exact)
+    learned = learn(root, examples)
+    groups = learned.groups(root, unit, exact=exact)
     if not (verify and groups):
         return groups
-    probes = Probes(root, examples, batches=(1,))
+    probes = Probes(root, learned.smaller(examples), batches=(1,), shared=learned.shares)
     found = verified(probes, groups)
     if unit == "head_dim" and len(found) < len(groups):  # modules that know one width for queries and values
-        coarse = verified(probes, group_up(root, relations, unit, exact=exact, one_width=True))
+        coarse = verified(probes, learned.groups(root, unit, exact=exact, one_width=True))
         return max(found, coarse, key=lambda some: sum(len(group.members) for group in some.values()))
     return found
-
-
-def relations_of(root: nn.Module, examples: list[Example]) -> Relations:
-    """Trace every example at batch size 2, or as it is where the model refuses that size.
-
-    Raises:
-        ValueError: if a branch depends on data and there is one example.
-    """
-    relations = Relations()
-    for example in examples:
-        trace(root, resized(example, 2), relations)
-    if relations.branches and len(examples) == 1:
-        raise ValueError(
-            f"the model decides by its data at {relations.branches[0]}: a trace sees one branch only. Give "
-            "example_inputs= a list with one example for each branch"
-        )
-    return relations

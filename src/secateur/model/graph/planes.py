@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 __all__ = ["CONSTANT", "FIRST_ID", "FROZEN", "Kind", "Plane", "Traced"]
@@ -36,12 +37,16 @@ class Plane:
     @staticmethod
     def of(full: Tensor) -> Plane:
         """The plane of a whole tensor of ids."""
-        ids = full
+        ids, open_ = full, list[int]()
         for axis, (size, stride) in enumerate(zip(full.shape, full.stride(), strict=True)):
-            if size < 2:
-                continue
-            first = ids.narrow(axis, 0, 1)
-            if stride == 0 or bool((ids == first).all()):
+            if size > 1 and stride == 0:  # before any comparison, which would run over all copies
+                ids = ids.narrow(axis, 0, 1)
+            elif size > 1:
+                open_.append(axis)
+        for axis in open_:
+            first, second = ids.narrow(axis, 0, 1), ids.narrow(axis, 1, 1)
+            # Where ids vary, two places mostly show it: the rest need not be read.
+            if torch.equal(first, second) and bool((ids == first).all()):
                 ids = first
         return Plane(tuple(full.shape), ids)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.model.graph.cutting import Keep, masked_copy, slices
-from secateur.model.graph.examples import Example, call, resized, tensors_in
+from secateur.model.graph.cutting import Keep, disturbed_copy, masked_copy
+from secateur.model.graph.examples import Example, call, elements, resized, tensors_in
 from secateur.model.graph.group import Group
-from secateur.model.graph.trace import line_of, tensor_names
+from secateur.model.graph.trace import line_of
+from secateur.model.graph.twins import copied, twin
 from secateur.model.quietly import quietly
 from secateur.model.removal import Removal, remove
 from secateur.model.removal.registry import carry_mark
@@ -34,12 +34,29 @@ class Probes:
         root: the model before anything is removed.
         examples: as the user gave them.
         batches: batch sizes; one that the model refuses is left out.
+        smaller: the examples with smaller images; all batch sizes but the first are probed on these.
+        shared: copies may lie in the memory of the model, whose forward does not write into its parameters.
     """
 
-    def __init__(self, root: nn.Module, examples: Sequence[Example], batches: Sequence[int] = (1, 3)) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        examples: Sequence[Example],
+        batches: Sequence[int] = (1, 3),
+        *,
+        smaller: Sequence[Example] | None = None,
+        shared: bool = False,
+    ) -> None:
         self.root = root
+        self._shared = shared
         generator = torch.Generator().manual_seed(0)
-        self._cases = [_noisy(resized(example, batch), generator) for example in examples for batch in batches]
+        rest = examples if smaller is None else smaller
+        self._cases = [
+            _noisy(resized(example, batch), generator)
+            for some, sizes in ((examples, batches[:1]), (rest, batches[1:]))
+            for example in some
+            for batch in sizes
+        ]
         self._own = [*examples, *(_noisy(example, generator) for example in examples)]
 
     def expected(self, masked: nn.Module) -> Iterator[tuple[Example, list[Tensor]]]:
@@ -56,9 +73,23 @@ class Probes:
         for example in () if taken else self._own:
             yield example, outputs_of(masked, example)
 
-    def expect(self, groups: Mapping[str, Group], keep: Keep) -> list[tuple[Example, list[Tensor]]]:
-        """The masked model's outputs on every case."""
-        return list(self.expected(masked_copy(self.root, groups, keep)))
+    def expect(self, groups: Mapping[str, Group], keep: Keep) -> tuple[list[tuple[Example, list[Tensor]]], str]:
+        """The masked model's outputs on every case, and whether anything hears the removed units.
+
+        In the masked model all slices of the units are zero. With what makes them disturbed and only what reads them
+        still zero, the output must not move.
+
+        Returns:
+            The outputs, and what went wrong, or nothing. Groups that no weight reads, and inexact ones, are not asked.
+        """
+        masked = masked_copy(self.root, groups, keep, shared=self._shared)
+        expected = list(self.expected(masked.model))
+        asked = {name: mask for name, mask in keep.items() if groups[name].exact and groups[name].read_by_weights}
+        noisy = disturbed_copy(self.root, masked, groups, asked, shared=self._shared)
+        if noisy is None:  # what makes them is zero already: it is the masked model, and says the same
+            return expected, ""
+        example, quiet = min(expected, key=lambda pair: elements(pair[0]))
+        return expected, difference(quiet, outputs_of(noisy, example), exact=True)
 
     def check(
         self, removal: Removal, expected: Sequence[tuple[Example, list[Tensor]]], *, exact: bool
@@ -71,9 +102,9 @@ class Probes:
             exact: compare values, not shapes alone.
 
         Returns:
-            ``(smaller model, "")``, or ``(None, what went wrong)``.
+            ``(smaller model, "")``, or ``(None, what went wrong)``. What it did not lose may be the model's memory.
         """
-        small = copy.deepcopy(self.root)
+        small = twin(self.root) if self._shared else copied(self.root)
         carry_mark(self.root, small)
         try:
             remove(small, removal)
@@ -88,25 +119,6 @@ class Probes:
             if problem:
                 return None, problem
         return small, ""
-
-    def silent(self, groups: Mapping[str, Group], keep: Keep) -> str:
-        """Zero what reads the removed units and disturb what makes them: the output must not move.
-
-        Returns:
-            What went wrong, or nothing. Groups that no weight reads, and inexact ones, are not asked.
-        """
-        asked = {name: mask for name, mask in keep.items() if groups[name].exact and groups[name].read_by_weights}
-        deaf = masked_copy(self.root, groups, asked, ["in"])
-        noisy = copy.deepcopy(deaf)
-        tensors = tensor_names(noisy)
-        with torch.no_grad():
-            for name, mask in asked.items():
-                for tensor, dim, positions, part in slices(groups[name], ~mask):
-                    if part == "out" and tensors[tensor].is_floating_point():
-                        chosen = tensors[tensor].index_select(dim, positions)
-                        tensors[tensor].index_copy_(dim, positions, chosen * 1.5)
-        example, quiet = next(iter(self.expected(deaf)))
-        return difference(quiet, outputs_of(noisy, example), exact=True)
 
 
 def _noisy(example: Example, generator: torch.Generator) -> Example:

@@ -68,6 +68,8 @@ class Relations:
         met: ids that something without weights reads.
         squares: ids over which a mean runs; exact where an RMS norm can be rescaled.
         statistics: ``[groups, channels of a group]`` over which group norms take their statistics.
+        writes: the forward writes into a parameter.
+        starts: the first ids of all slots, for those that look them up.
     """
 
     count: int = FIRST_ID
@@ -85,6 +87,8 @@ class Relations:
     statistics: list[Ids] = field(default_factory=list[Ids])
     unknown: list[str] = field(default_factory=list[str])
     branches: list[str] = field(default_factory=list[str])
+    writes: bool = False
+    starts: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def new_ids(self, number: int) -> Tensor:
         """Fresh ids."""
@@ -102,8 +106,7 @@ class Relations:
 
     def unite(self, a: Tensor, b: Tensor, reason: str) -> None:
         """Elementwise: these live and die together. Constants couple nothing, frozen elements freeze."""
-        a, b = torch.broadcast_tensors(a, b)
-        pairs = np.unique(torch.stack([a.reshape(-1), b.reshape(-1)]).numpy(), axis=1)
+        pairs = _pairs(a, b)
         pairs = pairs[:, (pairs != CONSTANT).all(0) & (pairs[0] != pairs[1])]
         stuck = (pairs == FROZEN).any(0)
         if stuck.any():
@@ -113,8 +116,7 @@ class Relations:
 
     def link(self, one: Tensor, many: Tensor) -> None:
         """Elementwise: ``one`` goes only if all of its ``many`` go."""
-        one, many = torch.broadcast_tensors(one, many)
-        pairs = np.unique(torch.stack([one.reshape(-1), many.reshape(-1)]).numpy(), axis=1)
+        pairs = _pairs(one, many)
         pairs = pairs[:, (pairs[0] >= FIRST_ID)]
         if pairs.size:
             self.links.append(Link(pairs[0], pairs[1]))
@@ -161,7 +163,7 @@ class Relations:
     def use(self, ids: Tensor, use: Use) -> None:
         """A contraction uses the axes that these slots belong to."""
         present = np.unique(ids.reshape(-1).numpy())
-        starts = np.fromiter((first for first, _ in self.slots.values()), np.int64, len(self.slots))
+        starts = self._first_ids()
         places = np.unique(np.searchsorted(starts, present[present >= FIRST_ID], side="right") - 1)
         axes = list(self.slots.items())
         for place in places[places >= 0]:
@@ -169,8 +171,25 @@ class Relations:
             if ((present >= first) & (present < first + size)).any():
                 self.uses.setdefault(axis, set()).add(use)
 
+    def _first_ids(self) -> Ids:
+        """Where the ids of each axis begin; there are ever more axes, so that their number tells whether it is new."""
+        if len(self.starts) != len(self.slots):
+            self.starts = np.fromiter((first for first, _ in self.slots.values()), np.int64, len(self.slots))
+        return self.starts
+
     def _event(self, events: list[Event], ids: Tensor, reason: str) -> None:
         real = np.unique(ids.reshape(-1).numpy())
         real = real[real >= FIRST_ID]
         if real.size:
             events.append(Event(real, reason))
+
+
+_FEW = 1 << 16
+"""So many pairs are kept as they come: to sort them takes longer than to read some of them twice."""
+
+
+def _pairs(a: Tensor, b: Tensor) -> Ids:
+    """What meets elementwise ``[2, pairs]``; of many pairs each once."""
+    a, b = torch.broadcast_tensors(a, b)
+    pairs = torch.stack([a.reshape(-1), b.reshape(-1)]).numpy()
+    return pairs if pairs.shape[1] <= _FEW else np.unique(pairs, axis=1)

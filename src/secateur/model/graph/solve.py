@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from secateur.model.graph.planes import FIRST_ID
 from secateur.model.graph.relations import Ids, Relations, Table
 
-__all__ = ["Freedom", "Solution", "solve"]
+__all__ = ["Freedom", "Mask", "Solution", "solve"]
 
 Mask: TypeAlias = NDArray[np.bool_]
 Freedom: TypeAlias = Literal["channel", "head", "head_dim"]

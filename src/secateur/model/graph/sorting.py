@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, final
 
 import numpy as np
 from torch import Tensor, nn
 
 from secateur.model.graph.group import Group, Groups
 from secateur.model.graph.relations import Axis, Ids, Relations
-from secateur.model.graph.solve import Freedom, Solution, solve
+from secateur.model.graph.solve import Freedom, Mask, Solution, solve
 from secateur.model.graph.trace import tensor_names
 from secateur.types import Member
 
@@ -47,14 +47,27 @@ def group_up(
 
 @dataclass(frozen=True)
 class _Picture:
-    """All that is asked about a class: ``labels`` of the places along each axis, and ``axes`` of each class."""
+    """All that is asked about a class.
+
+    Attributes:
+        axes: of all slots, in order.
+        labels: of the places along each axis.
+        classes: sorted, each as often as it has axes.
+        of: beside ``classes``: numbers of these axes, ascending.
+        made: of each class (by id), whether a layer of the trace makes it.
+        read: of each class, whether anything reads it.
+    """
 
     relations: Relations
     solution: Solution
     unit: Freedom
     exact: bool
+    axes: tuple[Axis, ...]
     labels: Mapping[Axis, Ids]
-    axes: Mapping[int, list[Axis]]
+    classes: Ids
+    of: Ids
+    made: Mask
+    read: Mask
 
     def uses(self, axis: Axis) -> set[str]:
         """How contractions use an axis."""
@@ -69,12 +82,12 @@ class _Picture:
 
     def why_not(self, one: int) -> str | None:
         """Why a class is not removable; None where it is."""
-        solution, uses = self.solution, [self.uses(axis) for axis in self.axes[one]]
+        solution = self.solution
         if solution.frozen[one]:
             return solution.reasons.get(one, "its place must stay")
-        if not any("out" in use for use in uses):
+        if not self.made[one]:
             return "no layer of the trace makes it"
-        if not any("in" in use for use in uses) and not solution.consumed[one]:
+        if not self.read[one]:
             return "nothing that the trace saw reads it"
         if self.unit != "channel" and not solution.attention[one]:
             return f"it has no {self.unit}s"
@@ -82,41 +95,81 @@ class _Picture:
             return f"{solution.inexact[one]} (exact=False allows it)"
         return None
 
+    def removable(self) -> Mask:
+        """Of each id, whether ``why_not`` has nothing against it as a class."""
+        solution = self.solution
+        good = ~solution.frozen & self.made & self.read
+        if self.unit != "channel":
+            good &= solution.attention
+        if self.exact:
+            good[list(solution.inexact)] = False
+        return good
+
 
 def _picture(relations: Relations, solution: Solution, unit: Freedom, exact: bool) -> _Picture:
-    labels = {axis: solution.label[first : first + size] for axis, (first, size) in relations.slots.items()}
-    axes: dict[int, list[Axis]] = defaultdict(list)
-    for axis, classes in labels.items():
-        for one in np.unique(classes):
-            axes[int(one)].append(axis)
-    return _Picture(relations, solution, unit, exact, labels, axes)
+    label, axes = solution.label, tuple(relations.slots)
+    labels = {axis: label[first : first + size] for axis, (first, size) in relations.slots.items()}
+    number = np.repeat(np.arange(len(axes)), [size for _, size in relations.slots.values()])
+    pairs = np.unique(np.concatenate([*labels.values(), np.zeros(0, np.int64)]) * max(len(axes), 1) + number)
+    classes, of = np.divmod(pairs, max(len(axes), 1))
+
+    def used(use: str) -> Mask:
+        wanted = np.array([use in relations.uses.get(axis, ()) for axis in axes], bool)
+        found = np.zeros(relations.count, bool)
+        found[classes[wanted[of]] if len(axes) else []] = True
+        return found
+
+    read = used("in") | solution.consumed
+    return _Picture(relations, solution, unit, exact, axes, labels, classes, of, used("out"), read)
 
 
-def _families(picture: _Picture) -> dict[tuple[Axis, ...], list[int]]:
+def _families(picture: _Picture) -> dict[tuple[Axis, ...], Ids]:
     """Removable classes by the axes they are slices of; one class alone has to stay."""
-    families: dict[tuple[Axis, ...], list[int]] = defaultdict(list)
-    for one, axes in picture.axes.items():
-        if picture.why_not(one) is None:
-            families[tuple(axes)].append(one)
-    return {axes: classes for axes, classes in families.items() if len(classes) > 1}
+    families: dict[bytes, list[int]] = defaultdict(list)
+    good = picture.removable()[picture.classes]
+    classes, of = picture.classes[good], picture.of[good]
+    starts = np.flatnonzero(np.diff(classes, prepend=-1))
+    ends = np.append(starts, len(classes))[1:]
+    for one, start, end in zip(classes[starts].tolist(), starts.tolist(), ends.tolist(), strict=True):
+        families[of[start:end].tobytes()].append(one)
+    return {
+        tuple(picture.axes[number] for number in np.frombuffer(axes, of.dtype)): np.array(found)
+        for axes, found in families.items()
+        if len(found) > 1
+    }
 
 
-def _group(axes: tuple[Axis, ...], classes: list[int], picture: _Picture, tensors: Mapping[str, Tensor]) -> Group:
+def _group(axes: tuple[Axis, ...], classes: Ids, picture: _Picture, tensors: Mapping[str, Tensor]) -> Group:
     labels, solution = picture.labels, picture.solution
     first = min(axes, key=lambda axis: ("out", "direction", "in", "follows").index(picture.part(axis)))
-    place = {one: int(np.flatnonzero(labels[first] == one)[0]) for one in classes}
     ranks = np.full(picture.relations.count, -1)
-    for rank, one in enumerate(sorted(classes, key=place.__getitem__)):
-        ranks[one] = rank
+    found, places = np.unique(labels[first], return_index=True)
+    ordered = classes[np.argsort(places[np.searchsorted(found, classes)])]
+    ranks[ordered] = np.arange(len(ordered))
+    owners = _Owners()
     members = tuple(
-        Member(axis[0], tuple(tensors[axis[0]].shape), axis[1], picture.part(axis), tuple(ranks[labels[axis]].tolist()))
+        Member(axis[0], tuple(tensors[axis[0]].shape), axis[1], picture.part(axis), owners.of(ranks[labels[axis]]))
         for axis in (first, *(axis for axis in axes if axis != first))
     )
-    why = next((solution.inexact[one] for one in classes if one in solution.inexact), "")
+    why = next((solution.inexact[one] for one in classes.tolist() if one in solution.inexact), "")
     rescale = bool(solution.squares[classes].any())
     tied = any(picture.uses(axis) == {"in", "out"} for axis in axes)
     alone = not (tied or rescale or solution.met[classes].any()) and any(m.part == "in" for m in members)
     return Group(first[0], len(classes), members, picture.unit, not why, why, alone, rescale)
+
+
+@final
+class _Owners:
+    """Tuples of owners, of which equal ones are one object: most members of a group have the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[int, ...]] = {}
+
+    def of(self, ranks: Ids) -> tuple[int, ...]:
+        key = ranks.tobytes()
+        if key not in self._known:
+            self._known[key] = tuple(ranks.tolist())
+        return self._known[key]
 
 
 def _free_name(name: str, taken: Mapping[str, Group]) -> str:

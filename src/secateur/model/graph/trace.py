@@ -27,7 +27,7 @@ from secateur.model.graph.relations import Relations
 from secateur.model.names import clean_name
 from secateur.model.quietly import quietly
 
-__all__ = ["Tracer", "line_of", "slow_paths", "tensor_names", "trace", "where"]
+__all__ = ["Tracer", "line_of", "run_fast", "slow_paths", "tensor_names", "trace", "where"]
 
 
 @contextmanager
@@ -43,6 +43,20 @@ def slow_paths() -> Iterator[None]:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             torch._C._set_mkldnn_enabled(onednn)
+
+
+def run_fast(func: Any, args: Any, kwargs: Any, *, onednn: bool) -> Any:
+    """Run an operator that was seen: a convolution is one operator either way, so it may use oneDNN again.
+
+    oneDNN is off for the sake of recurrent layers, which it would run as one operator without a rule.
+    """
+    if not onednn or func is not torch.ops.aten.convolution.default:
+        return func(*args, **kwargs)
+    torch._C._set_mkldnn_enabled(True)
+    try:
+        return func(*args, **kwargs)
+    finally:
+        torch._C._set_mkldnn_enabled(False)
 
 
 def tensor_names(root: nn.Module) -> dict[str, Tensor]:
@@ -74,7 +88,9 @@ class Tracer(TorchDispatchMode):
             self.set(tensor, traced)
             if traced.kind == "parameter":
                 self._by_memory[_memory(tensor)] = traced
+        self._storages = {_storage(tensor) for tensor in known if isinstance(tensor, nn.Parameter)}
         self.tainted = False
+        self._onednn: bool = torch._C._get_mkldnn_enabled()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -106,9 +122,18 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from secateur.model.graph.rules import apply_rule  # the rules need this class's name for their types
 
-        out = func(*args, **(kwargs or {}))
+        if func._schema.is_mutable:
+            self._note_writes(func, args, kwargs or {})
+        out = run_fast(func, args, kwargs or {}, onednn=self._onednn)
         apply_rule(self, func, args, kwargs or {}, out)
         return out
+
+    def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
+        for place, given in enumerate(func._schema.arguments):
+            value = args[place] if place < len(args) else kwargs.get(given.name)
+            written = given.alias_info is not None and given.alias_info.is_write and isinstance(value, Tensor)
+            if written and _storage(value) in self._storages:
+                self.relations.writes = True
 
 
 def trace(root: nn.Module, example: Example, relations: Relations) -> Any:
@@ -147,6 +172,13 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
         return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
     except RuntimeError:  # no memory of its own (fake or functional tensors)
         return (id(tensor),)
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # no memory of its own
+        return id(tensor)
 
 
 def where() -> str:

@@ -12,6 +12,7 @@ from secateur.model.graph.cutting import Keep, removal_of
 from secateur.model.graph.group import Group, Groups
 from secateur.model.graph.probe import Probes
 from secateur.model.graph.repair import hypotheses
+from secateur.model.graph.twins import own_memory
 from secateur.model.removal import Removal
 from secateur.types import Member
 
@@ -32,11 +33,19 @@ def work_out(probes: Probes, groups: Mapping[str, Group], keep: Keep) -> tuple[n
     Returns:
         ``(smaller model, removal, "")``, or ``(None, the plain removal, what went wrong with it)``.
     """
+    small, removal, problem = _tried(probes, groups, keep)
+    if small is not None:
+        own_memory(small, probes.root)
+    return small, removal, problem
+
+
+def _tried(probes: Probes, groups: Mapping[str, Group], keep: Keep) -> tuple[nn.Module | None, Removal, str]:
+    """The same, with what the smaller model did not lose still in the memory of the model."""
     plain = removal_of(probes.root, groups, keep)
-    problem = probes.silent(groups, keep)
+    expected, problem = probes.expect(groups, keep)
     if problem:
         return None, plain, f"units that nothing should read are read: {problem}"
-    first, expected = "", probes.expect(groups, keep)
+    first = ""
     exact = all(groups[name].exact for name, mask in keep.items() if not bool(mask.all()))
     for removal in hypotheses(probes.root, plain, groups, keep):
         small, problem = probes.check(removal, expected, exact=exact)
@@ -140,7 +149,7 @@ def _search(probes: Probes, groups: Groups, names: Sequence[str], bad: dict[str,
 def _problem(probes: Probes, groups: Groups, names: Sequence[str]) -> str:
     # Not the same number of each: groups that only work with equal losses are found out.
     keep = {name: _all_but(groups[name].units, 1 + place % 2) for place, name in enumerate(names)}
-    return work_out(probes, groups, keep)[2] if keep else ""
+    return _tried(probes, groups, keep)[2] if keep else ""
 
 
 def _all_but(units: int, number: int) -> torch.Tensor:

@@ -70,8 +70,11 @@ def check_removal(removal: Removal, tensors: Mapping[str, Tensor], aliases: Mapp
         if name not in tensors:
             raise ValueError(f"the removal names {name!r}, which is no parameter or buffer of the model")
         check_resizable(name, tensors[name])
+    good: dict[tuple[int, int], Sequence[int]] = {}  # of a group, most axes keep the same positions
     for name, (old, new) in removal.shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}).items():
         for dim, positions in removal.kept[name].items():
+            if (id(positions), old[dim]) in good:
+                continue
             where = f"axis {dim} of {name!r} ({old[dim]} positions)"
             if new[dim] == 0:
                 raise ValueError(f"{where}: nothing would be left; keep at least one position")
@@ -82,6 +85,7 @@ def check_removal(removal: Removal, tensors: Mapping[str, Tensor], aliases: Mapp
                 raise ValueError(f"{where}: there is no position {wrong}")
             if len(set(positions)) != len(positions):
                 raise ValueError(f"{where}: a position is kept twice")
+            good[id(positions), old[dim]] = positions
     for name, factor in removal.scales.items():
         if not (math.isfinite(factor) and factor != 0.0 and tensors[name].dtype.is_floating_point):
             raise ValueError(

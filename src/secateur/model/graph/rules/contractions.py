@@ -118,7 +118,7 @@ def _sum_over(tracer: Tracer, left: Traced, right: Traced, axis: int, shape: Seq
 def _matching(plane: Plane, others: Sequence[Plane], axis: int) -> Plane:
     """The plane of the weight that is laid out as the activation is: one id of the one for one of the other."""
     ids = plane.matrix(axis)[0]
-    for other in others:
+    for other in others if len(others) > 1 else ():
         theirs = other.matrix(axis)[0]
         pairs = torch.unique(torch.stack([ids, theirs]), dim=1).shape[1]
         if pairs <= max(torch.unique(ids).numel(), torch.unique(theirs).numel()):
