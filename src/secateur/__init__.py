@@ -27,7 +27,12 @@ from secateur.report.figures import figure
 from secateur.report.html import to_html
 from secateur.report.table import print_table
 from secateur.train import Plan, Pruner, prune, score
+from secateur.train.compress import Compressed, Goal, Stage, compress
+from secateur.train.loop.fit import fit
+from secateur.train.loop.snapshot import Snapshot
+from secateur.train.loop.training import Training
 from secateur.train.recalibrate import recalibrate
+from secateur.train.recovery import dense_sparse_dense, prune_rounds, recover, scratch, tickets
 from secateur.train.shrink import shrink
 from secateur.train.shrinkage import Shrinkage, shrinkage
 from secateur.types import NM, KeyLayout, Layout, Unit
@@ -42,6 +47,8 @@ except PackageNotFoundError:  # a source tree on the path that was never install
 __all__ = [
     "NM",
     "Bundle",
+    "Compressed",
+    "Goal",
     "Group",
     "Groups",
     "KeyLayout",
@@ -53,13 +60,19 @@ __all__ = [
     "Report",
     "Shares",
     "Shrinkage",
+    "Snapshot",
+    "Stage",
+    "Training",
     "Unit",
     "agreement",
     "combine",
+    "compress",
+    "dense_sparse_dense",
     "effective",
     "evaluate",
     "figure",
     "find_masks",
+    "fit",
     "groups",
     "latency",
     "load",
@@ -68,10 +81,14 @@ __all__ = [
     "open_attention",
     "print_table",
     "prune",
+    "prune_rounds",
     "recalibrate",
+    "recover",
     "save",
     "score",
+    "scratch",
     "shrink",
     "shrinkage",
+    "tickets",
     "to_html",
 ]

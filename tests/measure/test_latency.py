@@ -33,6 +33,46 @@ class Sleeps(nn.Module):
         return x
 
 
+@pytest.fixture
+def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No block counts as one that lost the processor: sleeping looks like that."""
+    monkeypatch.setattr(time, "thread_time", time.perf_counter)
+
+
+@pytest.mark.parametrize(("lost", "calls", "expected"), [([0.0], 1, 3.0), ([5, 0], 2, 3.0), ([9, 4, 6, 5], 4, 7.0)])
+def test_a_block_that_lost_the_processor_is_taken_again(
+    monkeypatch: pytest.MonkeyPatch, lost: list[float], calls: int, expected: float
+) -> None:
+    """Each call runs 3 ms, and another process has the processor for so many."""
+    now, ran, waiting = [0.0], [0.0], iter(lost)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "thread_time", lambda: ran[0])
+    made: list[int] = []
+
+    def call() -> None:
+        made.append(1)
+        ran[0] += 0.003
+        now[0] += 0.003 + next(waiting) / 1e3
+
+    block = importlib.import_module("secateur.measure.latency")._block
+    assert 1e3 * block(call, 1) == pytest.approx(expected)
+    assert len(made) == calls
+
+
+def test_a_long_block_is_not_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, ran = [0.0], [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "thread_time", lambda: ran[0])
+
+    def call() -> None:
+        ran[0] += 0.1
+        now[0] += 0.2
+
+    assert importlib.import_module("secateur.measure.latency")._block(call, 1) == pytest.approx(0.2)
+    assert ran == [pytest.approx(0.1)]
+
+
+@pytest.mark.usefixtures("undisturbed")
 def test_durations_are_found_in_interleaved_rounds() -> None:
     log: list[str] = []
     slow, fast = Sleeps(6, log, "slow"), Sleeps(3, log, "fast")
@@ -44,6 +84,7 @@ def test_durations_are_found_in_interleaved_rounds() -> None:
     assert log[-12:] == ["slow", "fast", "fast", "slow"] * 3
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_short_calls_fill_a_block_and_a_budget_ends_long_ones() -> None:
     log: list[str] = []
     times = interleaved({"short": Sleeps(0, log, "short")}, torch.zeros(1), rounds=5, warmup=1)["short"]

@@ -142,6 +142,15 @@ def test_the_headline_chooses_by_the_standard_error() -> None:
     )
     text = headline(Report("two", ("lossy", "fine"), (lossy, fake_record(1))))
     assert text.startswith("fine loses no measurable accuracy (97.8 ± .8 → 97.5 ± .8 %); its file is 7.30 × smaller")
+    named = Report("two", ("lossy", "fine"), (lossy, fake_record(1)), chosen="lossy")
+    assert headline(named).startswith("lossy loses 3.6 points of accuracy"), (
+        "what was chosen before, not the best by these"
+    )
+    assert "fine" not in headline(named)
+    with pytest.raises(ValueError, match="chosen='other' is none of its names"):
+        headline(Report("two", ("lossy",), (lossy,), chosen="other"))
+    old = {key: value for key, value in named.to_record().items() if key != "chosen"}
+    assert Report.from_record(old).chosen is None, "written before there was such a key"
     assert headline(lossy).startswith("lenet magnitude one-shot 90 % loses 3.6 points of accuracy (97.8")
 
 

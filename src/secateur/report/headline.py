@@ -33,6 +33,8 @@ def headline(subject: Subject) -> str:
         ValueError: report 'nothing' has no records: there is nothing to show
     """
     report = as_report(subject)
+    if report.chosen is not None:
+        report = Report(report.title, (report.chosen,), (report.records[report.names.index(report.chosen)],))
     return f"{_fit_sentence(report)} {_time_sentence(report)}"
 
 

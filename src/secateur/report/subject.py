@@ -45,7 +45,7 @@ def as_report(subject: Subject) -> Report:
 
     Raises:
         ValueError: for a report without records, with names and records of different
-            number, with a name twice, or for a record whose timings do not line up.
+            number, with a name twice, a chosen one that is not there, or for a record whose timings do not line up.
 
     Example:
         >>> as_report(Report("nothing", (), ()))
@@ -59,6 +59,8 @@ def as_report(subject: Subject) -> Report:
         raise ValueError(f"a Record or a Report can be shown, not {type(subject).__name__}")
     if not subject.records:
         raise ValueError(f"report {subject.title!r} has no records: there is nothing to show")
+    if subject.chosen is not None and subject.chosen not in subject.names:
+        raise ValueError(f"report {subject.title!r}: chosen={subject.chosen!r} is none of its names {subject.names}")
     if len(subject.names) != len(subject.records):
         raise ValueError(
             f"report {subject.title!r}: {len(subject.names)} names for {len(subject.records)} records; give one each"

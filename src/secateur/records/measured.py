@@ -1,20 +1,18 @@
 """What was measured, as frozen records: measured by ``measure``, drawn by ``report``, stored by anyone.
 
-Every record turns into plain JSON with ``to_record()`` and comes back with
-``from_record()``; unknown keys are refused. Units are in the names: ``_ms`` milliseconds,
+Units are in the names: ``_ms`` milliseconds,
 ``_bytes`` bytes, ``_j`` joules, ``_s`` seconds; shares and accuracies are fractions of 1.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from secateur.records.base import Jsonable
 
 __all__ = [
     "Accuracy",
@@ -32,59 +30,9 @@ __all__ = [
     "TrainingCost",
 ]
 
-R = TypeVar("R", bound="_Jsonable")
-
-
-class _Jsonable:
-    """``to_record`` / ``from_record`` for a dataclass of numbers, strings, tuples and other records."""
-
-    def to_record(self) -> dict[str, Any]:
-        """Plain JSON: dicts, lists, numbers, strings, None."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # pyright: ignore
-
-    @classmethod
-    def from_record(cls: type[R], record: dict[str, Any]) -> R:
-        """The inverse of ``to_record``.
-
-        Raises:
-            ValueError: for keys that this record does not have, or that are missing.
-        """
-        hints = typing.get_type_hints(cls)
-        names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore
-        wrong = sorted(set(record) ^ set(names))
-        if wrong:
-            raise ValueError(f"{cls.__name__}: keys {wrong} are missing or unknown; it has {names}")
-        return cls(**{name: _typed(hints[name], record[name]) for name in names})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Jsonable):
-        return value.to_record()
-    if isinstance(value, tuple):
-        return [_plain(item) for item in typing.cast("tuple[Any, ...]", value)]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in typing.cast("dict[str, Any]", value).items()}
-    return value
-
-
-def _typed(hint: Any, value: Any) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if value is None:
-        return None
-    if origin in (typing.Union, types.UnionType):
-        return _typed(next(a for a in arguments if a is not type(None)), value)
-    if origin is tuple:
-        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_typed(i, v) for i, v in zip(inner, value, strict=True))
-    if origin is dict:
-        return {k: _typed(arguments[1], v) for k, v in value.items()}
-    if isinstance(hint, type) and issubclass(hint, _Jsonable):
-        return hint.from_record(value)
-    return value
-
 
 @dataclass(frozen=True)
-class Shares(_Jsonable):
+class Shares(Jsonable):
     """The three sparsities, each the fraction removed: of units, of target weights, of all parameters."""
 
     units: float
@@ -93,7 +41,7 @@ class Shares(_Jsonable):
 
 
 @dataclass(frozen=True)
-class LayerRow(_Jsonable):
+class LayerRow(Jsonable):
     """One layer. ``macs`` are multiply-adds for one sample; ``kept`` counts by masks where there are masks."""
 
     name: str
@@ -106,7 +54,7 @@ class LayerRow(_Jsonable):
 
 
 @dataclass(frozen=True)
-class Accuracy(_Jsonable):
+class Accuracy(Jsonable):
     """Fit on one data set. ``standard_error`` is sqrt(p (1 - p) / n); ``nll`` in nats; ``ece`` with ``bins`` bins."""
 
     split: str
@@ -119,7 +67,7 @@ class Accuracy(_Jsonable):
 
 
 @dataclass(frozen=True)
-class Agreement(_Jsonable):
+class Agreement(Jsonable):
     """Against the dense model: same argmax; dense right and sparse wrong; KL(dense || sparse) in nats."""
 
     samples: int
@@ -129,7 +77,7 @@ class Agreement(_Jsonable):
 
 
 @dataclass(frozen=True)
-class Latency(_Jsonable):
+class Latency(Jsonable):
     """Milliseconds per call: median and quartiles over ``rounds`` interleaved rounds."""
 
     batch: int
@@ -141,7 +89,7 @@ class Latency(_Jsonable):
 
 
 @dataclass(frozen=True)
-class Sizes(_Jsonable):
+class Sizes(Jsonable):
     """Bytes on disk: plain safetensors checkpoint, the same gzipped, and this library's file."""
 
     plain_bytes: int
@@ -150,7 +98,7 @@ class Sizes(_Jsonable):
 
 
 @dataclass(frozen=True)
-class Energy(_Jsonable):
+class Energy(Jsonable):
     """Joules per call at ``batch`` read from the machine's counters over ``calls`` calls."""
 
     batch: int
@@ -160,7 +108,7 @@ class Energy(_Jsonable):
 
 
 @dataclass(frozen=True)
-class TrainingCost(_Jsonable):
+class TrainingCost(Jsonable):
     """What a training run took; ``joules`` is None where no counter can be read."""
 
     wall_s: float
@@ -169,7 +117,7 @@ class TrainingCost(_Jsonable):
 
 
 @dataclass(frozen=True)
-class Side(_Jsonable):
+class Side(Jsonable):
     """One measured model.
 
     ``parameters`` counts all of them, ``kept`` those not removed (masks decide; without
@@ -192,7 +140,7 @@ class Side(_Jsonable):
 
 
 @dataclass(frozen=True)
-class SchedulePoint(_Jsonable):
+class SchedulePoint(Jsonable):
     """One mask update as it happened."""
 
     step: int
@@ -201,7 +149,7 @@ class SchedulePoint(_Jsonable):
 
 
 @dataclass(frozen=True)
-class Environment(_Jsonable):
+class Environment(Jsonable):
     """Where the numbers were taken."""
 
     cpu: str
@@ -215,7 +163,7 @@ class Environment(_Jsonable):
 
 
 @dataclass(frozen=True)
-class Record(_Jsonable):
+class Record(Jsonable):
     """Dense against sparse: everything ``sc.measure`` found, and why there is no gain where there is none.
 
     ``compression`` = parameters / kept of all parameters; ``theoretical_speedup`` = macs / macs_kept;
@@ -292,9 +240,27 @@ class Record(_Jsonable):
 
 
 @dataclass(frozen=True)
-class Report(_Jsonable):
-    """Several records under one title: what a table or a page shows."""
+class Report(Jsonable):
+    """Several records under one title: what a table or a page shows.
+
+    ``chosen`` names the record that its headline speaks of: one that was chosen before these figures were taken. None:
+    the best of all by these figures.
+    """
 
     title: str
     names: tuple[str, ...]
     records: tuple[Record, ...]
+    chosen: str | None = None
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write all records as one self-contained page; see ``sc.to_html``.
+
+        Args:
+            path: of the page.
+
+        Returns:
+            The path written.
+        """
+        from secateur.report.html import to_html
+
+        return to_html(self, path)
