@@ -132,6 +132,11 @@ def test_a_dry_run_writes_nothing(run: Run, nets: Path) -> None:
     assert listing(nets) == before
 
 
+def test_a_dry_run_takes_a_recipe_with_patience(run: Run, nets: Path) -> None:
+    written(nets, ("epochs = 2", "epochs = 2\npatience = 1"))
+    assert "at most 2 points: 16 steps of" in " ".join(run("compress", "recipe.toml", "--dry-run").stdout.split())
+
+
 def test_a_dry_run_says_what_is_unexpected(run: Run, nets: Path) -> None:
     changes = (('test = "held:out"\n', ""), ('unit = "channel"', 'when = "before"\nunit = "channel"'))
     written(nets, *changes, ('checkpoint = "dense.safetensors"\n', ""))

@@ -19,7 +19,7 @@ from secateur.measure.count import count
 from secateur.records import Report, Trials
 from secateur.train.compress import Compressed, Goal, Stage, compress
 from secateur.train.compress.page import page
-from secateur.train.compress.rivals import HalfPrecision
+from secateur.train.compress.rivals import in_bfloat16
 from secateur.train.loop.training import Training
 from tests.train.compress.nets import digits, no_clock, recovery, state, trained_mlp
 
@@ -212,18 +212,20 @@ def test_a_loader_is_read_in_its_own_order_and_left_as_it_was() -> None:
 def test_mappings_say_what_is_missing() -> None:
     x, y = digits().train
     with pytest.raises(ValueError, match=r"give example_inputs="):
-        compress(trained_mlp(), [{"x": x, "y": y}], [{"x": x, "y": y}], goal=Goal(bytes=0.5), progress=False)
+        compress(trained_mlp(), [{"x": x, "y": y}], [{"x": x[:9], "y": y[:9]}], goal=Goal(bytes=0.5), progress=False)
 
 
 def test_half_precision_takes_and_gives_what_the_model_does() -> None:
     model = trained_mlp()
-    half = HalfPrecision(copy.deepcopy(model)).eval()
+    half = in_bfloat16(model)
     x = digits().valid[0]
     with torch.no_grad():
         found, whole = half(x), model(x)
     assert found.dtype == whole.dtype == torch.float32
     assert 0 < float((found - whole).abs().max()) < 0.2
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert list(half.state_dict()) == list(model.state_dict())
 
 
 def test_a_rival_that_does_as_well_is_named_and_masks_are_not_blamed() -> None:

@@ -168,6 +168,24 @@ def test_a_folder_of_another_run_is_refused_and_nothing_touched(change, tmp_path
         prune_rounds(net, blobs(), given, folder=tmp_path, progress=False, **choices)
 
 
+def test_a_folder_is_of_one_dense_model(tmp_path) -> None:
+    """Without a snapshot nothing else tells them apart: rounds of the first would come back as those of the second."""
+    choices = {"how": "finetune", "epochs": 1, "folder": tmp_path, "progress": False}
+    net, given, _ = trained()
+    prune_rounds(net, blobs(), given, rounds=1, **choices)
+    prune_rounds(net, blobs(), given, rounds=2, **choices)  # with masks it is gone on with
+    other = trained(lr=0.3)[0]
+    before = state(other)
+    with pytest.raises(ValueError, match=r"another run .*model"):
+        prune_rounds(other, blobs(), given, rounds=2, **choices)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state(other).items())
+    assert len(prune_rounds(trained()[0], blobs(), given, rounds=2, **choices).rows) == 2
+    text = json.loads((tmp_path / "rounds.json").read_text())
+    del text["settings"]["model"]  # as earlier versions wrote it
+    (tmp_path / "rounds.json").write_text(json.dumps(text))
+    assert len(prune_rounds(other, blobs(), given, rounds=2, **choices).rows) == 2
+
+
 SCRIPT = """
 import sys
 from secateur.train.recovery import prune_rounds

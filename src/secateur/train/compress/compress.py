@@ -21,8 +21,9 @@ from secateur.train.compress.cheap import Range
 from secateur.train.compress.estimate import estimate
 from secateur.train.compress.frontier import frontier_of
 from secateur.train.compress.goal import Goal
-from secateur.train.compress.identity import identity_of
+from secateur.train.compress.identity import identity_of, same_data
 from secateur.train.compress.journal import Journal, Shelf
+from secateur.train.compress.page import in_digits
 from secateur.train.compress.reporting import report_of
 from secateur.train.compress.result import Compressed
 from secateur.train.compress.rivals import measure_rivals
@@ -118,7 +119,7 @@ def compress(
         >>> result.met, result.record.dense.params, sum(int((p != 0).sum()) for p in result.model.parameters()) <= 113
         (True, 226, True)
     """
-    _refuse(model, train, valid, test, goal, trials, batch)
+    _refuse(model, train, valid, test, goal, {"trials": trials, "batch": batch, "rival_epochs": rival_epochs})
     spend = lookup("search", SEARCHES, search)
     given = stages if stages is None else tuple(stages)
     if given is not None:
@@ -132,7 +133,7 @@ def compress(
     with undisturbed(train, valid, test):
         example = example_of(dense, valid, example_inputs)
         setting = Setting(dense, train, valid, test, trained_by, judge, example, batch, seed, *_fresh(init))
-        journal = Journal(where, identity_of(setting, goal, families, metric))
+        journal = Journal(where, identity_of(setting, goal, families, metric, example_inputs))
         try:
             run = Run(setting, goal, journal, Shelf(where, dense), tell, bar)
             ranges = _prepared(run, families, trials)
@@ -142,14 +143,15 @@ def compress(
             journal.close()
 
 
-def _refuse(model: nn.Module, train: Any, valid: Any, test: Any, goal: Goal, trials: int, batch: int) -> None:
+def _refuse(model: nn.Module, train: Any, valid: Any, test: Any, goal: Goal, numbers: Mapping[str, Any]) -> None:
     if not isinstance(goal, Goal):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"goal={goal!r}: give a Goal, e.g. goal=sc.Goal(max_drop=1.0, bytes=0.25)")
     if find_masks(model) is not None:
         raise ValueError(
             "this model has masks: compress begins with a dense model; masks.undo(), or a deepcopy of before"
         )
-    for name, data in (("train", train), ("valid", valid), ("test", test)):
+    given: dict[str, Any] = {"train": train, "valid": valid, "test": test}
+    for name, data in given.items():
         if data is None and name != "test":
             use = "points are trained on it" if name == "train" else "points are chosen by it; hold some of train out"
             raise ValueError(f"{name}= is missing: {use}")
@@ -157,29 +159,22 @@ def _refuse(model: nn.Module, train: Any, valid: Any, test: Any, goal: Goal, tri
             raise ValueError(
                 f"{name} is an iterator, which can be read once only; give the loader or a list of batches"
             )
+    parts = len(cast("tuple[Any, ...]", train)) if isinstance(train, tuple) else 2
+    if parts != 2 and all(isinstance(item, Tensor) for item in cast("tuple[Any, ...]", train)):
+        raise ValueError(
+            f"train is a tuple of {parts} tensors, which could be batches or parts of them: give a pair (x, y), a "
+            "mapping of tensors, or a loader such as DataLoader(TensorDataset(*tensors), batch_size=64), with step="
+        )
     for one, other, why in (
         ("valid", "test", "a figure that was searched on is no test; leave test= out, or hold some data out"),
         ("train", "valid", "what was trained on chooses badly; hold some data out"),
         ("train", "test", "what was trained on is no test"),
     ):
-        data = {"train": train, "valid": valid, "test": test}
-        if _same(data[one], data[other]):
+        if same_data(given[one], given[other]):
             raise ValueError(f"{one} and {other} are the same data: {why}")
-    for name, value in (("trials", trials), ("batch", batch)):
-        if type(value) is not int or value < 1:
+    for name, value in numbers.items():
+        if (value is not None or name != "rival_epochs") and (type(value) is not int or value < 1):
             raise ValueError(f"{name}={value!r}: a whole number from 1")
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is None or other is None:
-        return False
-    if one is other:
-        return True
-    both = [cast("tuple[Any, ...]", each) for each in (one, other) if isinstance(each, (tuple, list))]
-    if len(both) < 2 or not all(each and isinstance(each[0], Tensor) for each in both):
-        return False
-    first, second = cast("Tensor", both[0][0]), cast("Tensor", both[1][0])
-    return first.shape == second.shape and first.data_ptr() == second.data_ptr()
 
 
 def _recovery(recovery: Training | None, loss: LossFunction | None, step: StepFunction | None, seed: int) -> Training:
@@ -210,9 +205,15 @@ def _speaker(progress: Callable[[str], object] | Literal[False] | None) -> tuple
 
 def _prepared(run: Run, families: tuple[Family, ...], trials: int) -> dict[Family, Range]:
     dense = run.dense
-    run.tell(
-        f"your model: {dense.valid.value:.2f} on valid, {dense.bytes:,} bytes, {dense.ms:.3g} ms; goal: {run.limits}"
-    )
+    score = in_digits(dense.valid.value, dense.valid)
+    run.tell(f"your model: {score} on valid, {dense.bytes:,} bytes, {dense.ms:.3g} ms; goal: {run.limits}")
+    most, value = run.goal.max_drop, abs(dense.valid.value)
+    if most is not None and 0 < value <= most:
+        run.notes.append(
+            f"max_drop={most:g} allows as much as all of the metric ({run.setting.judge.name}: {score} on valid): it "
+            "counts in the metric's own units; of a fraction of 1, a point is max_drop=0.01"
+        )
+        run.tell(run.notes[-1])
     ranges = run.ranges(families)
     run.tell(estimate(run, ranges, trials))
     return ranges

@@ -138,7 +138,8 @@ class Limits:
         """What a trained point misses on valid, each as a share of what was asked; empty where it meets all."""
         found = self.misses_of_size(point.to_record())
         if self.max_drop is not None and point.valid.drop > self.max_drop + _ROUNDING:
-            found["max_drop"] = (point.valid.drop - self.max_drop) / max(self.max_drop, 1.0)
+            whole = abs(point.valid.value + point.valid.drop)  # a metric's points may be hundredths
+            found["max_drop"] = (point.valid.drop - self.max_drop) / (max(self.max_drop, 0.01 * whole) or 1.0)
         return found
 
     def misses_of_size(self, figures: Mapping[str, Any], slack: float = 0.0) -> dict[str, float]:
@@ -165,7 +166,7 @@ class Limits:
         words = list[str]()
         for name in self.misses(point):
             if name == "max_drop":
-                words.append(f"{point.valid.drop:.2f} points lost on valid, {self.max_drop:g} allowed")
+                words.append(f"{_points(point.valid.drop)} points lost on valid, {self.max_drop:g} allowed")
             elif name == "speedup":
                 words.append(f"{point.speedup:.2f} x as fast, {self.speedup:g} x asked")
             else:
@@ -173,9 +174,17 @@ class Limits:
         return tuple(words)
 
     def __str__(self) -> str:
-        words = [] if self.max_drop is None else [f"at most {self.max_drop:g} points lost"]
+        words = (
+            []
+            if self.max_drop is None
+            else [f"at most {self.max_drop:g} point{'' if self.max_drop == 1 else 's'} lost"]
+        )
         words += [] if self.speedup is None else [f"{three(self.speedup)} x as fast"]
         return ", ".join(words + [f"at most {_SHOW[name](limit)}" for name, limit in self.sizes.items()])
+
+
+def _points(drop: float) -> str:
+    return f"{drop:.2f}" if drop >= 1 else three(drop)
 
 
 def size_of(goal: Goal, point: Trial) -> tuple[float, float]:

@@ -47,7 +47,7 @@ class Journal:
         try:
             (folder / _POINTS).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(f"folder={str(folder)!r}: {error.filename} is, or lies in, a file; give a folder") from error
+            raise ValueError(f"folder={str(folder)!r}: it is, or lies in, a file; give a folder") from error
         path = folder / _FILE
         self._file = path.open("a+b")
         try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from secateur.records import Trial, Trials
+from secateur.records import Score, Trial, Trials
 from secateur.text import MISSING, data_size, quantity, three
+from secateur.train.compress.setting import ACCURACY
 
-__all__ = ["page"]
+__all__ = ["headline", "in_digits", "page"]
 
 _SHOWN = 8
+_LARGE = 10
 
 
 def page(record: Trials) -> str:
@@ -33,7 +35,40 @@ def page(record: Trials) -> str:
     return "\n".join(lines)
 
 
-def _goal(record: Trials) -> str:
+def in_digits(value: float, score: Score, *, signed: bool = False) -> str:
+    """A metric or a change of it: two decimals, four where the dense model's is below 10, as of a fraction or a loss.
+
+    Args:
+        value: to be shown.
+        score: of any model on that data.
+        signed: with its sign, as a change.
+
+    Example:
+        >>> in_digits(0.5, Score("valid", 90.0, 2.0)), in_digits(-0.0123, Score("valid", 0.9, 0.0123), signed=True)
+        ('0.50', '-0.0123')
+    """
+    places = 2 if abs(score.value + score.drop) >= _LARGE else 4
+    if not signed:
+        return f"{value:.{places}f}"
+    return f"{value if abs(value) >= 0.5 * 10.0**-places else 0.0:+.{places}f}"
+
+
+def headline(record: Trials) -> str:
+    """What was asked, whether it is met, and the change of a metric of the user's own, in one line for a title.
+
+    Args:
+        record: of a run.
+    """
+    told, dense = record.point(record.chosen).told, record.dense.told
+    line = f"{_asked(record)}: {'met' if record.met else 'not met'}"
+    if record.metric == ACCURACY:
+        return line
+    return (
+        f"{line}; {record.metric} on {record.split} {in_digits(dense.value, dense)} -> {in_digits(told.value, dense)}"
+    )
+
+
+def _asked(record: Trials) -> str:
     asked = list[str]()
     for name, value in record.goal.items():
         if name == "max_drop":
@@ -44,8 +79,12 @@ def _goal(record: Trials) -> str:
             limit = record.limits[name]
             figure = {"bytes": f"a file of {data_size(int(limit))}", "params": f"{quantity(limit)} parameters"}
             asked.append(f"at most {figure.get(name, f'{quantity(limit)} multiply-adds')}")
+    return ", ".join(asked)
+
+
+def _goal(record: Trials) -> str:
     verdict = "met" if record.met else f"NOT MET by any of {len(record.points)} points"
-    told = f"goal: {', '.join(asked)}: {verdict}"
+    told = f"goal: {_asked(record)}: {verdict}"
     return told if record.met else f"{told}; the nearest misses: {'; '.join(record.missed)}"
 
 
@@ -61,7 +100,7 @@ def _row(name: str, trial: Trial) -> tuple[str, ...]:
     dense = trial.key == "dense"
     return (
         name,
-        f"{trial.told.value:.2f}",
+        in_digits(trial.told.value, trial.told),
         "" if dense else _change(trial),
         data_size(trial.bytes),
         quantity(trial.params),
@@ -73,11 +112,8 @@ def _row(name: str, trial: Trial) -> tuple[str, ...]:
 
 def _change(trial: Trial) -> str:
     error = trial.told.standard_error
-    return _signed(-trial.told.drop) + ("" if error is None else f" ± {error:.2f}")
-
-
-def _signed(value: float) -> str:
-    return f"{value if abs(value) >= 0.005 else 0.0:+.2f}"
+    change = in_digits(-trial.told.drop, trial.told, signed=True)
+    return change + ("" if error is None else f" ± {in_digits(error, trial.told)}")
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -92,7 +128,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _sentences(record: Trials, chosen: Trial) -> list[str]:
     shares = [f"{100 * share:.1f} %" for share in chosen.sparsities]
-    began = "" if chosen.untrained is None else f" (untrained: {chosen.untrained:.2f} on valid)"
+    began = "" if chosen.untrained is None else f" (untrained: {in_digits(chosen.untrained, chosen.valid)} on valid)"
     lines = [
         f"{'chosen' if record.met else 'nearest'}: {chosen.family}, {' then '.join(shares)} removed; trained "
         f"{chosen.epochs} epochs, {three(chosen.seconds)} s{began}"
@@ -145,12 +181,12 @@ def _verdict(record: Trials, chosen: Trial, rival: Trial | None) -> str:
 def _frontier(record: Trials) -> list[str]:
     points = [record.point(key) for key in record.frontier]
     if not points:
-        return [f"frontier: none of {len(record.points)} points is better than your model in anything"]
+        return [f"frontier: none of {len(record.points)} points is better than your model in metric, bytes or MACs"]
     head = ("", "change", "file", "MACs", "speed", "removed")
     rows = [
         (
             f"{'*' if point.key == record.chosen else ' '} {point.family}",
-            _signed(-point.told.drop),
+            in_digits(-point.told.drop, point.told, signed=True),
             f"1/{record.dense.bytes / point.bytes:.1f}",
             f"1/{record.dense.macs / point.macs:.1f}" if point.macs else MISSING,
             f"{point.speedup:.2f} x",

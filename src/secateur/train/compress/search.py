@@ -10,6 +10,7 @@ from secateur.train.compress.bisection import Bisection
 from secateur.train.compress.candidates import Family
 from secateur.train.compress.cheap import Range
 from secateur.train.compress.goal import size_of
+from secateur.train.compress.page import in_digits
 from secateur.train.compress.run import Run
 from secateur.train.compress.sampler import make_sampler
 
@@ -90,7 +91,8 @@ def _made(run: Run, family: Family, index: int, left: int) -> Trial:
     shares = " then ".join(f"{share:.3f}" for share in point.sparsities)
     if len(run.points) > new:
         run.tell(
-            f"{family.name}, sparsity {shares}: {point.valid.value:.2f} on valid ({-point.valid.drop:+.2f}), "
+            f"{family.name}, sparsity {shares}: {in_digits(point.valid.value, point.valid)} on valid "
+            f"({in_digits(-point.valid.drop, point.valid, signed=True)}), "
             f"{point.bytes:,} bytes, {point.speedup:.2f} x as fast"
             + ("" if run.goal.max_drop is None else f"; {left} more at most")
         )

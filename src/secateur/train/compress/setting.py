@@ -95,7 +95,10 @@ class Judge:
 
     def _value(self, model: nn.Module, data: Data, split: str) -> float:
         if self._metric is None:
-            return 100 * evaluate(model, data, split=split).top1
+            try:
+                return 100 * evaluate(model, data, split=split).top1
+            except ValueError as error:
+                raise ValueError(f"{split}: {error}. Here: give metric=, e.g. lambda model, data: a number") from error
         with quiet(model, loader=data):
             value = self._metric(model, data)
         try:
@@ -199,7 +202,11 @@ def example_of(model: nn.Module, data: Any, given: Any) -> Any:
             "batches are mappings, of which example inputs cannot be guessed: give example_inputs=, what goes in as "
             "model(**example_inputs), without labels"
         )
-    return to_device(repeated(first_inputs(data), 2), device)
+    try:
+        inputs = first_inputs(data)
+    except ValueError as error:
+        raise ValueError(f"example inputs cannot be taken from valid: {error}. Here: give example_inputs=") from error
+    return to_device(repeated(inputs, 2), device)
 
 
 @contextmanager

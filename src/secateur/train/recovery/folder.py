@@ -131,6 +131,9 @@ class RoundsFolder:
         for settings in (mine, theirs):  # rounds may be added: only the finished ones have to be the same
             if settings.get("sparsities") is not None:
                 settings["sparsities"] = settings["sparsities"][:done]
+        began = theirs.get("model")
+        if began is None or mine.get("model") is None:  # the dense model that one of the two began with is not known
+            self._settings["model"] = mine["model"] = theirs["model"] = began or mine.get("model")
         changed = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
         if changed:
             told = "; ".join(f"{key}: {theirs.get(key)} there, {mine.get(key)} now" for key in sorted(changed)[:4])

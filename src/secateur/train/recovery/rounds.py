@@ -21,7 +21,7 @@ from secateur.train.recovery.cutting import Cutter
 from secateur.train.recovery.folder import RoundsFolder, digest_of
 from secateur.train.recovery.recover import Ask, Course, course_of
 from secateur.train.recovery.row import Round, Rounds
-from secateur.train.recovery.same_network import check_same_network
+from secateur.train.recovery.same_network import check_same_network, tensors_of
 from secateur.train.recovery.whole import left_whole
 from secateur.types import Reduce, Unit
 
@@ -223,4 +223,6 @@ def _settings(cutter: Cutter, course: Course, how: str) -> dict[str, Any]:
     """What has to be the same for a folder to be gone on with."""
     snapshot = None if course.snapshot is None else digest_of(course.snapshot.model)
     training = {f"training {name}": text for name, text in course.training.describe().items()}
-    return {**cutter.settings, **training, "how": how, "start": course.start, "snapshot": snapshot}
+    # With masks it may stand at the end of any round: nothing can be said of where it began.
+    model = None if find_masks(cutter.model) is not None else digest_of(tensors_of(cutter.model))
+    return {**cutter.settings, **training, "how": how, "start": course.start, "snapshot": snapshot, "model": model}
