@@ -50,7 +50,7 @@ def traced_whole(model: nn.Module, x: Tensor) -> Groups:
 
 
 def size_of(model: nn.Module, x: Tensor) -> int | None:
-    return smaller_size(model, [Example((x,))])
+    return smaller_size(model, [Example((x,))])[0]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from secateur.model.graph.examples import Example
 from secateur.model.graph.groups import find_groups
+from secateur.model.graph.learned import learn
 from secateur.model.graph.solve import Freedom
 from secateur.model.graph.zeros import remove_dead
 from secateur.model.masks import find_masks
@@ -42,6 +43,7 @@ def shrink_zeros(
     if masks is not None:
         masks.check()
     groups = find_groups(root, list(examples), unit=unit)
+    learn(root, list(examples), sure=True).refuse_unprovable()
     small, removal, dead = remove_dead(root, groups, examples)
     if not dead.count:
         raise ValueError(f"from_zeros=True: nothing to remove, every unit can still change the output. {dead}")

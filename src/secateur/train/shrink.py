@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from secateur.core import CriterionLike, batches_needed
-from secateur.core.unit_channel import Channel
 from secateur.measure.fit import Data
 from secateur.model.batches import LossFunction, StepFunction
 from secateur.model.evidence import Source
@@ -23,7 +22,7 @@ from secateur.model.graph.learned import learn
 from secateur.model.graph.probe import Probes
 from secateur.model.graph.solve import Freedom
 from secateur.model.graph.verify import work_out
-from secateur.model.masks import Masks, find_masks
+from secateur.model.masks import Masks
 from secateur.model.names import unwrap
 from secateur.model.removal import Removal
 from secateur.model.selectors import Selector
@@ -31,6 +30,7 @@ from secateur.train.budget import Budget
 from secateur.train.choosing import Wish, choose_units, inputs_of, report_on
 from secateur.train.cost import CostModel
 from secateur.train.from_zeros import carry_out, shrink_zeros
+from secateur.train.given import start_of
 from secateur.train.ranking import Spread
 from secateur.train.recalibrate import batch_norms
 from secateur.train.recalibrate import recalibrate as take_again
@@ -140,9 +140,9 @@ def shrink(
 
     def plan(*, verify: bool) -> tuple[nn.Module, Removal, Shrinkage]:
         groups = find_groups(root, example_inputs, unit=unit, exact=exact, verify=verify)
-        return _planned(root, examples, groups, _start(root, groups, masks, units, budget), wish)
+        return _planned(root, examples, groups, start_of(root, groups, masks, units, budget), wish)
 
-    small, removal, record = _tried(plan, chosen=not budget.given and unit == "channel")
+    small, removal, record = _tried(root, examples, plan, chosen=not budget.given and unit == "channel")
     if recalibrate is not None:
         record = replace(record, recalibration=take_again(small, recalibrate, valid=valid))
     target, also = carry_out(root, optimizer, inplace, small, removal)
@@ -164,21 +164,46 @@ def _refuse_choices(masks: Masks | None, units: Mapping[str, Sequence[int]] | No
         )
 
 
-def _tried(plan: Callable[..., tuple[nn.Module, Removal, Shrinkage]], *, chosen: bool) -> Any:
-    """Plan; where the units are chosen already, their own probes say whether the groups were right."""
-    if not chosen:
-        return plan(verify=True)
-    try:
-        return plan(verify=False)
-    except ValueError:  # the verified groups know more: what goes together, and why something cannot go
-        return plan(verify=True)
+def _tried(
+    root: nn.Module, examples: list[Example], plan: Callable[..., tuple[nn.Module, Removal, Shrinkage]], *, chosen: bool
+) -> Any:
+    """Plan; where the units are chosen already, their own probes say whether the groups were right.
+
+    If they were not, the verified groups know more: what goes together, and why something cannot go. If the probes
+    do not pass even so, smaller images than the user's may have misled, and it is planned again on the user's own.
+    """
+    told: list[ValueError] = []
+    verifying = (False, True) if chosen else (True,)
+    for whole in (False, True):
+        if whole and not _misled(root, examples, told):
+            break
+        for verify in verifying:
+            try:
+                return plan(verify=verify)
+            except ValueError as error:
+                told.append(error)
+    failed = told[len(verifying) - 1]
+    raise ValueError(str(failed)) from (None if isinstance(failed, _UnprovenError) else failed)
+
+
+def _misled(root: nn.Module, examples: list[Example], told: Sequence[ValueError]) -> bool:
+    """Whether smaller images can be why probes failed; if so, it is known now what the user's own say."""
+    if not any(isinstance(error, _UnprovenError) for error in told) or learn(root, examples, sure=True).size is None:
+        return False
+    learn(root, examples, whole=True)
+    return True
+
+
+class _UnprovenError(ValueError):
+    """A plan that does not pass its probes."""
 
 
 def _planned(
     root: nn.Module, examples: list[Example], groups: Groups, start: Keep, wish: Wish
 ) -> tuple[nn.Module, Removal, Shrinkage]:
     """The smaller model as it passed its probes, how it is made, and what it takes."""
-    learned, inputs = learn(root, examples), inputs_of(examples[0])
+    learned, inputs = learn(root, examples, sure=True), inputs_of(examples[0])
+    learned.refuse_unprovable()
     probes = Probes(root, examples, smaller=learned.smaller(examples), shared=learned.shares)
     counted = inputs if wish.budget.given else None  # counting runs the model once more
     costs = CostModel(root, groups, counted)
@@ -188,7 +213,7 @@ def _planned(
         small, removal, problem = work_out(probes, groups, keep)
         if small is None:
             hint = "; allocation='uniform' takes equal shares of all layers" if wish.budget.given else ""
-            raise ValueError(f"nothing was changed: the smaller model does not pass its probes: {problem}{hint}")
+            raise _UnprovenError(f"nothing was changed: the smaller model does not pass its probes: {problem}{hint}")
         last[:] = [(small, removal)]
         return small
 
@@ -196,17 +221,6 @@ def _planned(
     build(choice.keep)
     small, removal = last[0]
     return small, removal, report_on(small, groups, choice, wish, costs, inputs)
-
-
-def _start(
-    root: nn.Module, groups: Groups, masks: Masks | None, units: Mapping[str, Sequence[int]] | None, budget: Budget
-) -> Keep:
-    """What is gone before a budget asks for more."""
-    if units is not None:
-        return _keep_units(groups, units)
-    if masks is None and budget.given and find_masks(root) is None:
-        return {}
-    return _keep_masks(groups, _masks_of(root, masks))
 
 
 def _refuse(root: nn.Module, wish: Wish, recalibrate: Any, valid: Data | None) -> None:
@@ -231,54 +245,3 @@ def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
     with torch.no_grad():
         for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
             mine.copy_(theirs)
-
-
-def _masks_of(root: nn.Module, masks: Masks | None) -> Masks:
-    found = masks if masks is not None else find_masks(root)
-    if found is None:
-        raise ValueError(
-            "this model has no masks: call sc.prune(model, ..., unit='channel', example_inputs=) first, name units=, "
-            "or give a budget"
-        )
-    if not isinstance(found.unit, Channel):
-        raise ValueError(
-            f"these masks are of unit {found.unit.spec!r}, whose zeros are not whole channels of a coupled group: "
-            "prune with unit='channel', or ask for zeros with from_zeros=True"
-        )
-    if found.model is not root:
-        raise ValueError("these masks belong to another model")
-    found.check()
-    return found
-
-
-def _keep_masks(groups: Groups, masks: Masks) -> Keep:
-    keep: dict[str, Tensor] = {}
-    for name, mask in masks.unit_masks.items():
-        if name not in groups or groups[name].units != mask.numel():
-            raise ValueError(
-                f"the masks know a group {name!r} of {mask.numel()} units, but a trace on these example inputs does "
-                f"not find it; it finds {list(groups)[:8]}. Give the example inputs that the model was pruned with"
-            )
-        keep[name] = mask.bool()
-    return keep
-
-
-def _keep_units(groups: Groups, units: Mapping[str, Sequence[int]]) -> Keep:
-    keep: dict[str, Tensor] = {}
-    for name, numbers in units.items():
-        if name not in groups:
-            why = next((reason for axis, reason in groups.frozen.items() if axis.startswith(f"{name} ")), None)
-            raise ValueError(
-                f"units={{{name!r}: ...}}: "
-                + (f"nothing can be removed there: {why}" if why else f"there are only the groups {list(groups)[:12]}")
-            )
-        count = groups[name].units
-        mask = torch.ones(count, dtype=torch.bool)
-        for number in numbers:
-            if type(number) is not int or not 0 <= number < count:
-                raise ValueError(f"units[{name!r}] names unit {number!r}: it has units 0 to {count - 1}")
-            mask[number] = False
-        if not bool(mask.any()):
-            raise ValueError(f"units[{name!r}] names all {count} units: at least one has to stay")
-        keep[name] = mask
-    return keep

@@ -174,7 +174,9 @@ def disturbed_copy(
                 if part not in ("out", "follows") or not (parameter or (part == "out" and _is_buffer(tensors[tensor]))):
                     continue
                 where = positions.to(tensors[tensor].device)
-                values = source[tensor].index_select(dim, where) * (1.5 if part == "out" else 1.0)
+                values = source[tensor].index_select(dim, where)
+                if part == "out" and values.is_floating_point():
+                    values = values * 1.5
                 differs |= bool(values.any())
                 tensors[tensor].index_copy_(dim, where, values)
     return noisy if differs else None

@@ -2,7 +2,8 @@
 
 ``sc.prune`` and then ``sc.shrink`` ask the same questions. What was learned stands in a weak table beside the models;
 it is asked for again when anything that a forward may look at has changed: modules, their numbers, shapes, ties,
-integer buffers, or the shapes of the examples. The values of weights may change, as training does.
+integer buffers, or the shapes of the examples; and when a run shows that it calls anything else than it did. The
+values of weights may change, as training does.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from secateur.model.graph.examples import Example, resized
 from secateur.model.graph.group import Groups
 from secateur.model.graph.relations import Relations
-from secateur.model.graph.smaller import Size, cut_down, smaller_size
+from secateur.model.graph.smaller import Size, Steps, cut_down, smaller_size, steps_of
 from secateur.model.graph.solve import Freedom
 from secateur.model.graph.sorting import group_up
 from secateur.model.graph.trace import trace
-from secateur.model.graph.twins import twin
+from secateur.model.graph.twins import copied, twin
 
 __all__ = ["Learned", "learn"]
 
@@ -44,6 +45,16 @@ class Learned:
         """Whether copies may lie in the memory of the model: its forward does not write into parameters."""
         return not self.relations.writes
 
+    def refuse_unprovable(self) -> None:
+        """Raise where copies, on which removals are tried, run the model itself."""
+        if self.relations.original:
+            raise ValueError(
+                f"nothing was changed: a copy of this model runs layers of the model itself, at "
+                f"{self.relations.original}, so that no copy can show what a removal does. A forward set by hand is "
+                "copied along if it is given its model: model.forward = types.MethodType(function, model), or write "
+                "it into the class"
+            )
+
     def smaller(self, examples: Sequence[Example]) -> list[Example]:
         """Examples of the size at which was traced."""
         return list(examples) if self.size is None else [cut_down(example, self.size) for example in examples]
@@ -56,15 +67,32 @@ class Learned:
         return self._grouped[key]
 
 
-_LEARNED: WeakKeyDictionary[nn.Module, tuple[Any, Learned]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Memory:
+    """What was learned, and when it holds.
+
+    Attributes:
+        look: of the model and the examples.
+        steps: what the model called; None: it is asked for in one call only.
+        learned: what came of it.
+    """
+
+    look: tuple[Any, ...]
+    steps: Steps | None
+    learned: Learned
 
 
-def learn(root: nn.Module, examples: list[Example]) -> Learned:
-    """Trace every example at batch size 2, or as it is where the model refuses that size; or remember.
+_LEARNED: WeakKeyDictionary[nn.Module, _Memory] = WeakKeyDictionary()
+
+
+def learn(root: nn.Module, examples: list[Example], *, sure: bool = False, whole: bool = False) -> Learned:
+    """Trace every example at batch size 2; or remember, where the model looks as it did and calls what it called.
 
     Args:
         root: an unwrapped module; it is left as it was.
         examples: as the user gave them.
+        sure: it was asked for a moment ago, so that the model is not run to see whether it does what it did.
+        whole: trace again, at the size of the examples.
 
     Returns:
         What the traces said.
@@ -81,25 +109,52 @@ def learn(root: nn.Module, examples: list[Example]) -> Learned:
         >>> learn(net, [x]).relations.slots == learn(net, [x]).relations.slots
         True
     """
-    key = (_look_of(root), tuple(_inside((tuple(one.args), dict(one.kwargs)), 0) for one in examples))
+    look = (_look_of(root), tuple(_inside((tuple(one.args), dict(one.kwargs)), 0) for one in examples))
     known = _LEARNED.get(root)
-    if known is not None and known[0] == key:
-        return known[1]
-    size = smaller_size(root, examples)
-    model, relations = root, Relations()
-    found = Learned(relations, size)
-    if size is not None:
-        model = twin(root)  # what a forward keeps of a small image is not the user's
-    for example in found.smaller(examples):
-        trace(model, resized(example, 2), relations)
+    if known is not None and known.look == look and not whole and (sure or _holds(known, root, examples)):
+        return known.learned
+    size, steps = (None, steps_of(root, examples)) if whole else smaller_size(root, examples)
+    relations = _traced(root, examples if size is None else [cut_down(example, size) for example in examples])
     if relations.branches and len(examples) == 1:
         raise ValueError(
             f"the model decides by its data at {relations.branches[0]}: a trace sees one branch only. Give "
             "example_inputs= a list with one example for each branch"
         )
-    if not relations.branches:  # the values of the examples did not matter
-        _LEARNED[root] = key, found
+    found = Learned(relations, size)
+    # Where the model decides by its data, other examples of these shapes would say something else.
+    _LEARNED[root] = _Memory(look, None if relations.branches else steps, found)
     return found
+
+
+def _holds(known: _Memory, root: nn.Module, examples: Sequence[Example]) -> bool:
+    """Whether a run shows what it showed: the look of a model does not tell all that its forward reads."""
+    return known.steps is not None and known.steps == steps_of(root, known.learned.smaller(examples))
+
+
+def _traced(root: nn.Module, examples: Sequence[Example]) -> Relations:
+    """Traces of a copy, which keeps what a forward writes; only what cannot be copied runs itself."""
+    relations = Relations()
+    try:
+        model = twin(root)
+    except Exception:  # noqa: BLE001 - weights that a hook made, with their gradients: gone after the run
+        model = root
+    try:
+        _trace_all(model, examples, relations)
+    except Exception:
+        if not (relations.writes or relations.original):
+            raise
+    if relations.original:
+        relations = Relations(original=relations.original)
+        _trace_all(root, examples, relations)
+    elif relations.writes:  # copies are of full value only with memory of their own
+        relations = Relations(writes=True)
+        _trace_all(copied(root), examples, relations)
+    return relations
+
+
+def _trace_all(model: nn.Module, examples: Sequence[Example], relations: Relations) -> None:
+    for example in examples:
+        trace(model, resized(example, 2), relations)
 
 
 def _look_of(root: nn.Module) -> tuple[Any, ...]:

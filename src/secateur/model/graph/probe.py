@@ -57,6 +57,7 @@ class Probes:
             for example in some
             for batch in sizes
         ]
+        self._cases.sort(key=elements)  # the first is run once more
         self._own = [*examples, *(_noisy(example, generator) for example in examples)]
 
     def expected(self, masked: nn.Module) -> Iterator[tuple[Example, list[Tensor]]]:
@@ -66,7 +67,7 @@ class Probes:
             try:
                 outputs = outputs_of(masked, case)
             except Exception:  # noqa: BLE001 - a model of one batch size; its own examples follow
-                self._cases.remove(case)
+                self._cases = [other for other in self._cases if other is not case]
                 continue
             taken += 1
             yield case, outputs
@@ -84,12 +85,25 @@ class Probes:
         """
         masked = masked_copy(self.root, groups, keep, shared=self._shared)
         expected = list(self.expected(masked.model))
+        if not self._shared:  # a forward that writes into its parameters has done so
+            masked = masked_copy(self.root, groups, keep)
         asked = {name: mask for name, mask in keep.items() if groups[name].exact and groups[name].read_by_weights}
         noisy = disturbed_copy(self.root, masked, groups, asked, shared=self._shared)
         if noisy is None:  # what makes them is zero already: it is the masked model, and says the same
             return expected, ""
-        example, quiet = min(expected, key=lambda pair: elements(pair[0]))
+        example, quiet = expected[0]  # of a model that keeps something of each run, this was the first
         return expected, difference(quiet, outputs_of(noisy, example), exact=True)
+
+    def made(self, removal: Removal) -> nn.Module:
+        """A copy with a removal carried out on it. What it did not lose may be the model's memory.
+
+        Raises:
+            ValueError: if the removal does not fit the model.
+        """
+        small = twin(self.root) if self._shared else copied(self.root)
+        carry_mark(self.root, small)
+        remove(small, removal)
+        return small
 
     def check(
         self, removal: Removal, expected: Sequence[tuple[Example, list[Tensor]]], *, exact: bool
@@ -102,12 +116,10 @@ class Probes:
             exact: compare values, not shapes alone.
 
         Returns:
-            ``(smaller model, "")``, or ``(None, what went wrong)``. What it did not lose may be the model's memory.
+            ``(smaller model, "")``, or ``(None, what went wrong)``. The smaller model is as the runs left it.
         """
-        small = twin(self.root) if self._shared else copied(self.root)
-        carry_mark(self.root, small)
         try:
-            remove(small, removal)
+            small = self.made(removal)
         except ValueError as error:
             return None, str(error)
         for example, outputs in expected:

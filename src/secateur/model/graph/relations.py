@@ -69,6 +69,7 @@ class Relations:
         squares: ids over which a mean runs; exact where an RMS norm can be rescaled.
         statistics: ``[groups, channels of a group]`` over which group norms take their statistics.
         writes: the forward writes into a parameter.
+        original: the line at which the forward of a copy runs layers of the model itself, or nothing.
         starts: the first ids of all slots, for those that look them up.
     """
 
@@ -88,6 +89,7 @@ class Relations:
     unknown: list[str] = field(default_factory=list[str])
     branches: list[str] = field(default_factory=list[str])
     writes: bool = False
+    original: str = ""
     starts: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def new_ids(self, number: int) -> Tensor:

@@ -8,6 +8,7 @@ down (a position for each patch, a linear layer over all pixels) raises at anoth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import gcd
 from typing import Any, TypeAlias, final
 
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.model.graph.examples import Example, call, elements, mapped, resized
-from secateur.model.graph.trace import run_fast, slow_paths, tensor_names
+from secateur.model.graph.trace import ParameterWriteError, run_fast, slow_paths, storage_of, tensor_names, written
 from secateur.model.graph.twins import twin
 from secateur.model.quietly import quietly
 
-__all__ = ["Size", "cut_down", "smaller_size"]
+__all__ = ["Size", "Steps", "cut_down", "smaller_size", "steps_of"]
 
 Size: TypeAlias = int
 """Place in the rows of ``_LONGEST``."""
@@ -63,8 +64,14 @@ def _lengths(given: tuple[int, ...], longest: int) -> list[int]:
     return found
 
 
-def smaller_size(root: nn.Module, examples: Sequence[Example]) -> Size | None:
-    """The first size at which the model runs as it does at the size of the examples; None: there is none.
+_Step: TypeAlias = tuple[Any, ...]
+"""An operator, what it was given, and what it returned."""
+Steps: TypeAlias = list[list[_Step]]
+"""All operators of a run, for each example."""
+
+
+def smaller_size(root: nn.Module, examples: Sequence[Example]) -> tuple[Size | None, Steps | None]:
+    """The first size at which the model runs as it does at the size of the examples.
 
     Copies of the model run, so that what a forward keeps (a mask for the size it saw last) is not the user's.
 
@@ -73,37 +80,39 @@ def smaller_size(root: nn.Module, examples: Sequence[Example]) -> Size | None:
         examples: as the user gave them.
 
     Returns:
-        For ``cut_down``.
+        The size for ``cut_down``, None: as they are; and what ``steps_of`` says there.
     """
-    large: list[list[_Step]] | None = None
+    large: Steps | None = None
     for size in range(max(map(len, _LONGEST.values()))):
         cut = [cut_down(example, size) for example in examples]
         if sum(map(elements, cut)) > _WORTH * sum(map(elements, examples)):
             continue
-        small = _steps(root, cut)
+        small = steps_of(root, cut)
         if small is None:
             continue
-        large = _steps(root, examples) if large is None else large
+        large = steps_of(root, examples) if large is None else large
         if large is None:
-            return None
-        if all(_alike(one, other) for one, other in zip(small, large, strict=True)):
-            return size
-    return None
+            return None, None
+        if all(_same_run(one, other) for one, other in zip(small, large, strict=True)):
+            return size, small
+    return None, steps_of(root, examples) if large is None else large
 
 
-_Step: TypeAlias = tuple[Any, ...]
-"""An operator, what it was given, and what it returned."""
+def steps_of(root: nn.Module, examples: Sequence[Example]) -> Steps | None:
+    """What the model calls for one row of each example; it is left as it was.
 
-
-def _steps(root: nn.Module, examples: Sequence[Example]) -> list[list[_Step]] | None:
-    """What the model calls for one row of each example; None where it does not take them."""
-    found: list[list[_Step]] = []
+    Returns:
+        None where it does not take them, or writes into its parameters.
+    """
+    found: Steps = []
     try:
         model = twin(root)
-        for example in examples:
+        for example in (resized(each, 1) for each in examples):
             recorder = _Recorder(tensor_names(model))
             with quietly(model), slow_paths(), torch.no_grad(), recorder:
-                call(model, resized(example, 1))
+                call(model, example)
+            if recorder.writes:
+                return None
             found.append(recorder.steps)
     except Exception:  # noqa: BLE001 - whatever it is: at the user's own size it is met again, and told
         return None
@@ -117,7 +126,10 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.steps: list[_Step] = []
+        self.writes = False
         self._names = {id(tensor): name for name, tensor in tensors.items()}
+        parameters = [(name, tensor) for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)]
+        self._owners = {storage_of(tensor): name for name, tensor in parameters}
         self._onednn: bool = torch._C._get_mkldnn_enabled()
 
     @classmethod
@@ -126,6 +138,9 @@ class _Recorder(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(storage_of(tensor) in self._owners for tensor in written(func, args, kwargs or {})):
+            self.writes = True
+            raise ParameterWriteError("the forward writes into its parameters")
         given = self._note(args), self._note(tuple((kwargs or {}).items()))
         out = run_fast(func, args, kwargs or {}, onednn=self._onednn)
         self.steps.append((func, *given, self._note(out)))
@@ -133,24 +148,64 @@ class _Recorder(TorchDispatchMode):
 
     def _note(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._names.get(id(value)) or _Shape(tuple(value.shape), value.dtype)
+            name = self._names.get(id(value)) or self._owners.get(storage_of(value), "")
+            return _Shape(tuple(value.shape), value.dtype, name)
         if isinstance(value, (tuple, list)):
             return tuple(self._note(item) for item in value)
         return value
 
 
 @final
+@dataclass(frozen=True)
 class _Shape:
-    """Of a tensor that is no parameter."""
+    """Of a tensor.
 
-    def __init__(self, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.sizes, self.dtype = sizes, dtype
+    Attributes:
+        sizes: of its axes.
+        dtype: of its elements.
+        owner: the parameter or buffer that it is, or the parameter that it is a view of.
+    """
+
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    owner: str
 
     def like(self, larger: _Shape) -> bool:
         """As many axes, none of them longer, and the same ones of length 1: those have no slices to the tracer."""
         pairs = list(zip(self.sizes, larger.sizes, strict=False))
-        same = len(self.sizes) == len(larger.sizes) and self.dtype == larger.dtype
+        same = (len(self.sizes), self.dtype, self.owner) == (len(larger.sizes), larger.dtype, larger.owner)
         return same and all(a <= b and (a == 1) == (b == 1) for a, b in pairs)
+
+
+def _same_run(small: Sequence[_Step], large: Sequence[_Step]) -> bool:
+    return len(small) == len(large) and all(
+        _alike(one, other) and (not _along_equal_axes(one, other) or _numbers(one[1:3]) == _numbers(other[1:3]))
+        for one, other in zip(small, large, strict=True)
+    )
+
+
+def _along_equal_axes(small: _Step, large: _Step) -> bool:
+    """Whether an operator works along axes that are as long in both runs: its numbers then say what it takes."""
+    axes = _axes(small)
+    if not axes or axes != _axes(large):
+        return bool(axes)
+    one, other = small[1][0], large[1][0]
+    if isinstance(one, _Shape) and isinstance(other, _Shape):
+        return all(one.sizes[axis] == other.sizes[axis] for axis in axes if -len(one.sizes) <= axis < len(one.sizes))
+    return True
+
+
+def _axes(step: _Step) -> list[Any]:
+    for place, given in enumerate(step[0]._schema.arguments):
+        if given.name in ("dim", "dims"):
+            return _numbers(step[1][place] if place < len(step[1]) else dict(step[2]).get(given.name))
+    return []
+
+
+def _numbers(value: Any) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if _is_number(value) else []
 
 
 def _alike(small: Any, large: Any) -> bool:

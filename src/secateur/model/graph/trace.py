@@ -27,7 +27,27 @@ from secateur.model.graph.relations import Relations
 from secateur.model.names import clean_name
 from secateur.model.quietly import quietly
 
-__all__ = ["Tracer", "line_of", "run_fast", "slow_paths", "tensor_names", "trace", "where"]
+__all__ = [
+    "OriginalRunError",
+    "ParameterWriteError",
+    "Tracer",
+    "line_of",
+    "run_fast",
+    "slow_paths",
+    "storage_of",
+    "tensor_names",
+    "trace",
+    "where",
+    "written",
+]
+
+
+class OriginalRunError(RuntimeError):
+    """The forward of a copy runs layers of the model that it is a copy of."""
+
+
+class ParameterWriteError(RuntimeError):
+    """A forward is about to write into its parameters, while the memory of these is the user's."""
 
 
 @contextmanager
@@ -88,7 +108,8 @@ class Tracer(TorchDispatchMode):
             self.set(tensor, traced)
             if traced.kind == "parameter":
                 self._by_memory[_memory(tensor)] = traced
-        self._storages = {_storage(tensor) for tensor in known if isinstance(tensor, nn.Parameter)}
+        self._storages = {storage_of(tensor) for tensor in known if isinstance(tensor, nn.Parameter)}
+        self._free_to_write = relations.writes
         self.tainted = False
         self._onednn: bool = torch._C._get_mkldnn_enabled()
 
@@ -104,6 +125,9 @@ class Tracer(TorchDispatchMode):
         found = self._known.get(tensor)
         if found is None and self._by_memory:
             found = self._by_memory.get(_memory(tensor))  # ``parameter.data`` is a tensor of its own
+            if found is not None and isinstance(tensor, nn.Parameter):
+                self.relations.original = where()
+                raise OriginalRunError("the forward of a copy runs layers of the model itself")
         return found
 
     def set(self, tensor: Tensor, traced: Traced) -> None:
@@ -122,18 +146,13 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from secateur.model.graph.rules import apply_rule  # the rules need this class's name for their types
 
-        if func._schema.is_mutable:
-            self._note_writes(func, args, kwargs or {})
+        if any(storage_of(tensor) in self._storages for tensor in written(func, args, kwargs or {})):
+            self.relations.writes = True
+            if not self._free_to_write:
+                raise ParameterWriteError("the forward writes into its parameters")
         out = run_fast(func, args, kwargs or {}, onednn=self._onednn)
         apply_rule(self, func, args, kwargs or {}, out)
         return out
-
-    def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
-        for place, given in enumerate(func._schema.arguments):
-            value = args[place] if place < len(args) else kwargs.get(given.name)
-            written = given.alias_info is not None and given.alias_info.is_write and isinstance(value, Tensor)
-            if written and _storage(value) in self._storages:
-                self.relations.writes = True
 
 
 def trace(root: nn.Module, example: Example, relations: Relations) -> Any:
@@ -142,10 +161,14 @@ def trace(root: nn.Module, example: Example, relations: Relations) -> Any:
     Args:
         root: an unwrapped module; it is left as it was.
         example: its inputs.
-        relations: added to.
+        relations: added to. If they say that the forward writes into its parameters, it may.
 
     Returns:
         What the model returned.
+
+    Raises:
+        ParameterWriteError: before the forward writes into a parameter; ``relations.writes`` says so too.
+        OriginalRunError: if ``root`` is a copy, and runs its original; ``relations.original`` says where.
     """
     known: dict[Tensor, Traced] = {}
     for name, tensor in tensor_names(root).items():
@@ -157,9 +180,12 @@ def trace(root: nn.Module, example: Example, relations: Relations) -> Any:
         known[tensor] = Traced("parameter", tuple(planes))
     for tensor in tensors_in((example.args, example.kwargs)):
         known.setdefault(tensor, Traced("frozen", (), data=tensor.is_floating_point()))
-    tracer = Tracer(relations, known)
+    tracer, lay = Tracer(relations, known), {name: storage_of(tensor) for name, tensor in tensor_names(root).items()}
     with quietly(root), slow_paths(), torch.no_grad(), tracer:
         out = call(root, example)
+    parameters = {name: tensor for name, tensor in tensor_names(root).items() if isinstance(tensor, nn.Parameter)}
+    # One that was given other data, ``weight.data = ...``, was written as well.
+    relations.writes |= any(storage_of(tensor) != lay.get(name) for name, tensor in parameters.items())
     for tensor in tensors_in(out):
         tracer.freeze(tracer.of(tensor), "it is an output of the model")
     if tracer.tainted:
@@ -174,7 +200,19 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
         return (id(tensor),)
 
 
-def _storage(tensor: Tensor) -> int:
+def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operator writes into."""
+    if not func._schema.is_mutable:
+        return []
+    found: list[Tensor] = []
+    for place, given in enumerate(func._schema.arguments):
+        if given.alias_info is not None and given.alias_info.is_write:
+            found.extend(tensors_in(args[place] if place < len(args) else kwargs.get(given.name)))
+    return found
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Where the memory lies that a tensor looks into."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # no memory of its own

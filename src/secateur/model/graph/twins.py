@@ -34,7 +34,12 @@ def twin(root: nn.Module) -> nn.Module:
         >>> other.weight is net.weight, other.weight.data_ptr() == net.weight.data_ptr()
         (False, True)
     """
-    shared = {id(p): nn.Parameter(p.data, p.requires_grad) for p in root.parameters() if _plain(p)}
+    shared, seen = dict[int, Any](), set[tuple[Any, ...]]()
+    for parameter in filter(_plain, root.parameters()):
+        place = _place(parameter)
+        if place not in seen:  # of two parameters in one memory, a deep copy gives each its own
+            shared[id(parameter)] = nn.Parameter(parameter.data, parameter.requires_grad)
+        seen.add(place)
     return copied(root, shared)
 
 
@@ -98,6 +103,13 @@ def own_memory(small: nn.Module, root: nn.Module) -> None:
 def _plain(parameter: Tensor) -> bool:
     """Whether another object over the same memory is as good: subclasses and lazy parameters copy themselves."""
     return type(parameter) is nn.Parameter and not is_lazy(parameter) and parameter.layout is torch.strided
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where the numbers lie; those of tensors without any lie nowhere."""
+    if tensor.numel() == 0 or tensor.device.type == "meta":
+        return (id(tensor),)
+    return tensor.device, tensor.data_ptr()
 
 
 def _address(tensor: Tensor) -> int:

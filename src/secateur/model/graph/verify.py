@@ -35,6 +35,7 @@ def work_out(probes: Probes, groups: Mapping[str, Group], keep: Keep) -> tuple[n
     """
     small, removal, problem = _tried(probes, groups, keep)
     if small is not None:
+        small = probes.made(removal)  # the one that was probed may have kept something of its runs
         own_memory(small, probes.root)
     return small, removal, problem
 
