@@ -19,6 +19,7 @@ import secateur as sc
 from secateur.model.graph.examples import Example
 from secateur.model.graph.learned import learn
 from secateur.model.graph.smaller import smaller_size
+from secateur.train.budget import OutOfReach
 from tests.oracles.removal import run, zeroed
 from tests.removal.traced_nets import Made, dead_slices, distance
 
@@ -292,3 +293,8 @@ def test_masks_of_other_slices_than_go_together_now_are_refused(monkeypatch: pyt
     assert same(model, before)
     GLOBAL[0] = 1
     assert distance(run(model, V), run(sc.shrink(model, example_inputs=V), V)) < 1e-5
+
+
+def test_a_budget_that_cannot_be_met_keeps_its_own_kind_of_error() -> None:
+    with pytest.raises(OutOfReach, match="cannot be met"):
+        sc.shrink(net(plain), example_inputs=X, params=3)

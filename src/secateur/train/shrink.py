@@ -183,7 +183,9 @@ def _tried(
             except ValueError as error:
                 told.append(error)
     failed = told[len(verifying) - 1]
-    raise ValueError(str(failed)) from (None if isinstance(failed, _UnprovenError) else failed)
+    if not isinstance(failed, _UnprovenError):
+        raise failed
+    raise ValueError(str(failed)) from None
 
 
 def _misled(root: nn.Module, examples: list[Example], told: Sequence[ValueError]) -> bool:
