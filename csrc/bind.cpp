@@ -1,4 +1,4 @@
-// The Python face of the core: the only file that knows nanobind. Single tensors arrive as addresses that
+// The Python face of the core; nanobind is known to bind*.cpp alone. Single tensors arrive as addresses that
 // `secateur.native` has checked (an ndarray argument costs 2.3 us each, an integer 0.02). The tensors of a MaskTable are
 // read here: in a training step Python's own code is cold in the caches, and asking each tensor five questions in Python
 // took longer than masking it.
@@ -8,6 +8,7 @@
 
 #include <stdexcept>
 
+#include "bind.h"
 #include "dispatch.h"
 #include "exchange.h"
 
@@ -155,8 +156,11 @@ void bind_table(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_core, m) {
-  m.doc() = "C++ core of secateur: mask kernels, chosen for this CPU at import (SECATEUR_ISA forces one set).";
+  m.doc() = "C++ core of secateur: kernels for masks and sparse matrices, chosen for this CPU at import (SECATEUR_ISA forces one set).";
+  // After an error the traceback keeps objects until the interpreter ends; that is nothing to print reports about.
+  nb::set_leak_warnings(false);
   bind_table(m);
+  secateur::bind_spmm(m);
   nb::class_<MaskTable>(m, "MaskTable")
       .def(nb::init<const KernelTable&, const std::vector<uintptr_t>&, const std::vector<std::vector<int64_t>>&>(),
            "table"_a, "bits"_a, "shapes"_a)

@@ -12,6 +12,7 @@ bool cpu_has(const std::string& feature) {
 #if defined(__x86_64__)
   if (feature == "avx2") return __builtin_cpu_supports("avx2");
   if (feature == "popcnt") return __builtin_cpu_supports("popcnt");
+  if (feature == "fma") return __builtin_cpu_supports("fma");
   if (feature == "avx512f") return __builtin_cpu_supports("avx512f");
   if (feature == "avx512bw") return __builtin_cpu_supports("avx512bw");
   if (feature == "avx512vl") return __builtin_cpu_supports("avx512vl");

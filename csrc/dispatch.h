@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "mask/kernels.h"
+#include "kernels.h"
 
 namespace secateur {
 
@@ -23,6 +23,19 @@ struct KernelTable {
   apply_fn* apply4;
   apply_fn* apply8;
   nm_select_fn* nm_select;
+  spmm_fn* spmm_rows8;
+  spmm_fn* spmm_rows16;
+  spmm_fn* spmm_even8;
+  spmm_fn* spmm_even16;
+  spmm_fn* spmm_csr;
+  spmm_fn* spmm_blocks8;
+  spmm_fn* spmm_blocks16;
+  spmm_fn* spmv_ell;
+  spmm_fn* spmv_csr;
+  spmm_fn* spmv_blocks8;
+  spmm_fn* spmv_blocks16;
+  to_panel_fn* to_panel;
+  from_panel_fn* from_panel;
 };
 
 // A line of kernels.def as this machine sees it.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds csrc/tests/driver.cpp with the kernels of one architecture, and runs it.
+# Builds the driver of csrc/tests with the kernels of one architecture, and runs it.
 #   kernel_driver.sh BUILD_FOLDER COMPILER ARCHITECTURE [EMULATOR...]
 # The instruction sets and their flags come from csrc/kernels.def. CXXFLAGS adds to all of them, LDFLAGS to the link.
 set -euo pipefail
@@ -13,22 +13,26 @@ read -ra extra <<<"${CXXFLAGS:-}"
 objects=()
 compile() { # SOURCE FLAGS...
   local source=$1 object
-  object="$build/$(basename "$source" .cpp).o"
+  object="$build/$(basename "$(dirname "$source")")_$(basename "$source" .cpp).o"
   shift
   "$compiler" "${common[@]}" "$@" "${extra[@]}" -c "$source" -o "$object"
   objects+=("$object")
 }
 
+rooms=$(sed -nE 's/^SECATEUR_ROOM\((\w+)\)$/\1/p' csrc/kernels.def)
 while IFS='|' read -r isa wanted flags; do
   if [ "$wanted" = any ] || [ "$wanted" = "$architecture" ]; then
     read -ra isa_flags <<<"$flags"
-    compile "csrc/mask/$isa.cpp" -fno-exceptions -fno-rtti -fvisibility=hidden "${isa_flags[@]}"
+    for room in $rooms; do
+      compile "csrc/$room/$isa.cpp" -fno-exceptions -fno-rtti -fvisibility=hidden "${isa_flags[@]}"
+    done
   fi
 done < <(sed -nE 's/^SECATEUR_ISA\((\w+), (\w+), "([^"]*)", "[^"]*"\)$/\1|\2|\3/p' csrc/kernels.def)
 [ "${#objects[@]}" -gt 1 ] || { echo "csrc/kernels.def names nothing for $architecture" >&2; exit 1; }
 
-compile csrc/dispatch.cpp
-compile csrc/tests/driver.cpp
+for source in csrc/dispatch.cpp csrc/spmm/packed.cpp csrc/tests/*.cpp; do
+  compile "$source"
+done
 read -ra link <<<"${LDFLAGS:-}"
 "$compiler" "${extra[@]}" "${objects[@]}" "${link[@]}" -o "$build/driver"
 "$@" "$build/driver"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The core under the address and undefined-behaviour sanitizers: the C++ driver, then tests/native on a sanitized
+# The core under the address and undefined-behaviour sanitizers: the C++ driver, then tests/native and tests/runtime on a sanitized
 # extension module. PYTHON=... chooses the interpreter; more arguments go to pytest.
 # The core starts no thread yet, so there is nothing for the thread sanitizer to see.
 set -euo pipefail
@@ -39,4 +39,4 @@ export SECATEUR_REQUIRE_NATIVE=1 SECATEUR_EXPECT_CORE="$module"
 # The C++ library comes along: the sanitizer must find the function that throws before anything throws.
 compiler=${CXX:-g++}
 LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libstdc++.so)" \
-  "$python" -m pytest tests/native -p no:cacheprovider "$@"
+  "$python" -m pytest tests/native tests/runtime -p no:cacheprovider "$@"

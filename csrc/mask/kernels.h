@@ -27,7 +27,4 @@ typedef apply_fn apply8_fn;
 // Of each run of `of` scores in a row keep the `keep` highest; among equals the lower index goes first.
 // What is left over at the end of a row (cols % of) is kept. kept[rows * cols] bytes of 0 or 1. No NaN.
 typedef void nm_select_fn(const float* scores, size_t rows, size_t cols, size_t keep, size_t of, uint8_t* kept);
-
-#define SECATEUR_KERNEL(kernel, isa) kernel##_fn secateur_##kernel##_##isa;
-#include "../kernels.def"
 }

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "../dispatch.h"
+#include "driver.h"
 
 using secateur::KernelTable;
 
@@ -14,19 +14,23 @@ namespace {
 
 int passed = 0;
 int failed = 0;
+uint64_t state = 1;
+
+}  // namespace
 
 void expect(bool ok, const KernelTable& table, const char* kernel, size_t n, const char* what) {
   ok ? ++passed : ++failed;
   if (!ok) std::printf("FAILED %s %s n=%zu: %s\n", secateur::info(table.isa).name, kernel, n, what);
 }
 
-uint64_t state = 1;
 uint64_t random_bits() {  // splitmix64
   uint64_t z = (state += 0x9e3779b97f4a7c15u);
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
 }
+
+namespace {
 
 const size_t sizes[] = {0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 257, 1000, 4097};
 constexpr uint8_t guard = 0xa5;
@@ -173,6 +177,7 @@ int main() {
     }
     const int before = passed + failed;
     test_table(secateur::table(set.name));
+    test_spmm(secateur::table(set.name));
     std::printf("%s: %d checks\n", set.name, passed + failed - before);
   }
   std::printf("%d passed, %d failed\n", passed, failed);

@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "text": set(),
     "native": WORDS,
     "core": WORDS | {"native"},
+    "runtime": WORDS | {"native"},
     "io": WORDS | {"native"},
     "report": WORDS,
     "model": WORDS | {"native", "core"},
@@ -34,6 +35,7 @@ ALLOWED["__init__"] = ALLOWED["benchmark"] | {"benchmark", "integrations"}
 # Modules outside the package that a room must not see, at any depth.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "core": ("torch.nn", "torch.distributed", "torch.optim"),
+    "runtime": ("torch.nn", "torch.distributed", "torch.optim"),
     "types": ("torch.nn", "torch.distributed"),
     "records": ("torch",),
     "report": ("torch",),

@@ -1,0 +1,10 @@
+// The parts of the Python face, one file per room.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace secateur {
+
+void bind_spmm(nanobind::module_& m);
+
+}  // namespace secateur

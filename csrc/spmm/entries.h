@@ -1,0 +1,36 @@
+// The entry points of one instruction set: SECATEUR_SPMM(isa, L, WIDE, Square, ell), with L floats in a vector, tiles of
+// up to WIDE vectors, its transpose and its ell.
+#pragma once
+
+#include "layout.h"
+#include "panels.h"
+#include "single.h"
+
+#define SECATEUR_SPMM(isa, L, WIDE, Square, ell)                                                                        \
+  extern "C" {                                                                                                          \
+  void secateur_spmm_rows8_##isa(const secateur_stream* s, const secateur_panel* p) { rows_of<L, WIDE, uint8_t>(s, p); }\
+  void secateur_spmm_rows16_##isa(const secateur_stream* s, const secateur_panel* p) {                                  \
+    rows_of<L, WIDE, uint16_t>(s, p);                                                                                   \
+  }                                                                                                                     \
+  void secateur_spmm_even8_##isa(const secateur_stream* s, const secateur_panel* p) { even_of<L, WIDE, uint8_t>(s, p); }\
+  void secateur_spmm_even16_##isa(const secateur_stream* s, const secateur_panel* p) { even_of<L, WIDE, uint16_t>(s, p); }\
+  void secateur_spmm_csr_##isa(const secateur_stream* s, const secateur_panel* p) { csr_of<L, WIDE>(s, p); }            \
+  void secateur_spmm_blocks8_##isa(const secateur_stream* s, const secateur_panel* p) {                                 \
+    blocks_of<L, WIDE, uint8_t>(s, p);                                                                                  \
+  }                                                                                                                     \
+  void secateur_spmm_blocks16_##isa(const secateur_stream* s, const secateur_panel* p) {                                \
+    blocks_of<L, WIDE, uint16_t>(s, p);                                                                                 \
+  }                                                                                                                     \
+  void secateur_spmv_ell_##isa(const secateur_stream* s, const secateur_panel* p) { ell(s, p); }                        \
+  void secateur_spmv_csr_##isa(const secateur_stream* s, const secateur_panel* p) { csr_single<L>(s, p); }              \
+  void secateur_spmv_blocks8_##isa(const secateur_stream* s, const secateur_panel* p) { blocks_single<L, uint8_t>(s, p); }\
+  void secateur_spmv_blocks16_##isa(const secateur_stream* s, const secateur_panel* p) {                                \
+    blocks_single<L, uint16_t>(s, p);                                                                                   \
+  }                                                                                                                     \
+  void secateur_to_panel_##isa(const float* samples, size_t n, size_t stride, size_t features, size_t width, float* panel) {\
+    samples_to_panel<Square>(samples, n, stride, features, width, panel);                                               \
+  }                                                                                                                     \
+  void secateur_from_panel_##isa(const float* panel, size_t n, size_t stride, size_t features, size_t width, float* samples) {\
+    panel_to_samples<Square>(panel, n, stride, features, width, samples);                                               \
+  }                                                                                                                     \
+  }

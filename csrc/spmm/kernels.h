@@ -1,0 +1,77 @@
+// What a sparse matrix kernel is: plain functions on raw memory, one thread, float32.
+//
+// y = W x, one K-block (a run of input columns) after the other. Activations are feature-major panels x[K][width] with a
+// width of 16, 32 or 64 samples, or one sample x[K]. Weights are streams that the kernel reads from front to back:
+// counts, column indices inside the block, values. Every call runs all groups of one K-block.
+// Files compiled for a higher instruction set include nothing of the C++ library (see mask/kernels.h).
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+
+enum secateur_activation {
+  secateur_none,
+  secateur_relu,
+  secateur_gelu,
+  secateur_gelu_tanh,
+  secateur_silu,
+  secateur_activations  // how many there are
+};
+
+// The streams of one K-block, and how many groups of rows they describe. Trusted: checked once, at creation.
+typedef struct {
+  const void* counts;
+  const void* index;
+  const float* values;
+  size_t groups;
+  size_t unit;  // rows of a block: 4, 8 or 16; not read elsewhere
+} secateur_stream;
+
+// Where to read and write. `x` is the slice of this K-block; the rows of `y` are padded to a multiple of 16.
+typedef struct {
+  const float* x;
+  float* y;
+  const float* bias;  // one per row of y, padded alike, or null
+  size_t width;       // samples side by side: 16, 32, 64; 1 for spmv
+  int first;          // the first K-block starts from the bias, later ones from y
+  int last;           // the last K-block applies the activation
+  int activation;
+} secateur_panel;
+
+typedef void spmm_fn(const secateur_stream* stream, const secateur_panel* panel);
+
+// Unstructured, groups of 4 rows. counts[group][15]: how many columns have occupancy pattern p (bit r: row r), p = 1 to
+// 15; `index` holds the columns in this order, `values` those of a column in the order of its rows. Counts and indices
+// have 8 or 16 bits.
+typedef spmm_fn spmm_rows8_fn;
+typedef spmm_fn spmm_rows16_fn;
+
+// Unstructured, groups of 4 rows that have (almost) as many columns each in this K-block, whichever rows those are: per
+// group 5 counts of 16 bits, the steps and the 4 rows of y; per step 4 indices and 4 values, one for each row. A row that
+// runs out takes value 0 at the index just behind the block, where x holds a column of zeros.
+typedef spmm_fn spmm_even8_fn;
+typedef spmm_fn spmm_even16_fn;
+
+// Row by row, for very high sparsity: counts[row] and indices of 16 bits.
+typedef spmm_fn spmm_csr_fn;
+
+// Blocks of `unit` rows: counts[group], and per index `unit` values.
+typedef spmm_fn spmm_blocks8_fn;
+typedef spmm_fn spmm_blocks16_fn;
+
+// One sample, in the formats of csr and blocks, and in ell: slices of 16 rows, counts[slice] steps (32 bits). A step is a
+// record of 18 bytes in `index` and 16 values: the first column of a window of 32 (16 bits), and for each row its column
+// in the window, or 128 where it takes no part. x is readable 32 floats beyond its end.
+typedef spmm_fn spmv_ell_fn;
+typedef spmm_fn spmv_csr_fn;
+typedef spmm_fn spmv_blocks8_fn;
+typedef spmm_fn spmv_blocks16_fn;
+
+// `features` columns of samples[n][stride] (n <= width) to panel[features][width]; samples that are not there become 0.
+typedef void to_panel_fn(const float* samples, size_t n, size_t stride, size_t features, size_t width, float* panel);
+
+// panel[features][width] to columns of samples[n][stride].
+typedef void from_panel_fn(const float* panel, size_t n, size_t stride, size_t features, size_t width, float* samples);
+}

@@ -1,0 +1,117 @@
+// One sample: y[M] = W x[K]. Scalar where the format gives no vectors; the ell of each instruction set is its own.
+#pragma once
+
+#include "vectors.h"
+
+namespace {
+
+SECATEUR_INLINE void begin_single(const secateur_panel& panel, size_t row, size_t n, float* sums) {
+  for (size_t r = 0; r < n; ++r) {
+    sums[r] = !panel.first ? panel.y[row + r] : panel.bias != nullptr ? panel.bias[row + r] : 0.0f;
+  }
+}
+
+// All rows at the end of the last K-block; y is padded to a multiple of 16.
+template <int L>
+SECATEUR_INLINE void finish_single(const secateur_panel& panel, size_t rows) {
+  if (!panel.last || panel.activation == secateur_none) return;
+  for (size_t r = 0; r < rows; r += L) store<L>(panel.y + r, activate<L>(load<L>(panel.y + r), panel.activation));
+}
+
+template <int L>
+SECATEUR_INLINE void csr_single(const secateur_stream* stream, const secateur_panel* panel) {
+  const uint16_t* counts = static_cast<const uint16_t*>(stream->counts);
+  const uint16_t* index = static_cast<const uint16_t*>(stream->index);
+  const float* value = stream->values;
+  const float* x = panel->x;
+  for (size_t row = 0; row < stream->groups; ++row) {
+    const size_t n = counts[row];
+    float sums[4];
+    begin_single(*panel, row, 1, sums);
+    sums[1] = sums[2] = sums[3] = 0.0f;
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+#pragma GCC unroll 4
+      for (size_t s = 0; s < 4; ++s) sums[s] += value[i + s] * x[index[i + s]];
+    }
+    for (; i < n; ++i) sums[i & 3] += value[i] * x[index[i]];
+    panel->y[row] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    index += n;
+    value += n;
+  }
+  finish_single<L>(*panel, stream->groups);
+}
+
+// B rows, four columns at a time, each with sums of its own.
+template <int L, int B, typename Index>
+SECATEUR_INLINE void blocks_single_of(const secateur_stream& stream, const secateur_panel& panel) {
+  constexpr int W = least(L, B);
+  constexpr int V = B / W;
+  const Index* counts = static_cast<const Index*>(stream.counts);
+  const Index* index = static_cast<const Index*>(stream.index);
+  const float* value = stream.values;
+  for (size_t group = 0; group < stream.groups; ++group) {
+    const size_t n = counts[group];
+    float start[B];
+    begin_single(panel, group * B, B, start);
+    Vector<W> sums[4][V];
+    for (int v = 0; v < V; ++v) {
+      sums[0][v] = load<W>(start + W * v);
+      for (int s = 1; s < 4; ++s) sums[s][v] = Vector<W>{};
+    }
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4, value += 4 * B) {
+#pragma GCC unroll 4
+      for (size_t s = 0; s < 4; ++s) {
+        const Vector<W> x = splat<W>(panel.x[index[i + s]]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sums[s][v] += x * load<W>(value + s * B + size_t(W * v));
+      }
+    }
+    for (; i < n; ++i, value += B) {
+      const Vector<W> x = splat<W>(panel.x[index[i]]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[0][v] += x * load<W>(value + W * v);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      store<W>(panel.y + group * B + size_t(W * v), (sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v]));
+    }
+    index += n;
+  }
+  finish_single<L>(panel, stream.groups * B);
+}
+
+template <int L, typename Index>
+SECATEUR_INLINE void blocks_single(const secateur_stream* stream, const secateur_panel* panel) {
+  switch (stream->unit) {
+    case 4: return blocks_single_of<L, 4, Index>(*stream, *panel);
+    case 8: return blocks_single_of<L, 8, Index>(*stream, *panel);
+    case 16: return blocks_single_of<L, 16, Index>(*stream, *panel);
+  }
+}
+
+constexpr size_t ell_record = 18;
+
+// The meaning of ell, and the fallback where no permutation of 32 floats exists.
+template <int L>
+SECATEUR_INLINE void ell_single(const secateur_stream* stream, const secateur_panel* panel) {
+  const uint32_t* counts = static_cast<const uint32_t*>(stream->counts);
+  const uint8_t* record = static_cast<const uint8_t*>(stream->index);
+  const float* value = stream->values;
+  for (size_t slice = 0; slice < stream->groups; ++slice) {
+    float sums[16];
+    begin_single(*panel, 16 * slice, 16, sums);
+    for (size_t step = 0; step < counts[slice]; ++step, record += ell_record, value += 16) {
+      const float* x = panel->x + (size_t(record[0]) | size_t(record[1]) << 8);
+      for (size_t r = 0; r < 16; ++r) {
+        const uint8_t at = record[2 + r];
+        if (at < 128) sums[r] += value[r] * x[at];
+      }
+    }
+    for (size_t r = 0; r < 16; ++r) panel->y[16 * slice + r] = sums[r];
+  }
+  finish_single<L>(*panel, 16 * stream->groups);
+}
+
+}  // namespace

@@ -1,0 +1,125 @@
+// Vectors of L floats by the extensions of GCC and Clang, and the activations on them.
+#pragma once
+
+#include "../kernels.h"
+
+namespace {
+
+#define SECATEUR_INLINE inline __attribute__((always_inline))
+
+template <int L>
+struct Floats;
+template <>
+struct Floats<4> {
+  typedef float type __attribute__((vector_size(16)));
+  typedef float loose __attribute__((vector_size(16), aligned(4), may_alias));
+  typedef int32_t ints __attribute__((vector_size(16)));
+};
+template <>
+struct Floats<8> {
+  typedef float type __attribute__((vector_size(32)));
+  typedef float loose __attribute__((vector_size(32), aligned(4), may_alias));
+  typedef int32_t ints __attribute__((vector_size(32)));
+};
+template <>
+struct Floats<16> {
+  typedef float type __attribute__((vector_size(64)));
+  typedef float loose __attribute__((vector_size(64), aligned(4), may_alias));
+  typedef int32_t ints __attribute__((vector_size(64)));
+};
+
+template <int L>
+using Vector = typename Floats<L>::type;
+
+constexpr int least(int a, int b) { return a < b ? a : b; }
+
+template <int L>
+SECATEUR_INLINE Vector<L> load(const float* p) {
+  return *reinterpret_cast<const typename Floats<L>::loose*>(p);
+}
+
+template <int L>
+SECATEUR_INLINE void store(float* p, Vector<L> v) {
+  *reinterpret_cast<typename Floats<L>::loose*>(p) = v;
+}
+
+template <int L>
+SECATEUR_INLINE Vector<L> splat(float value) {
+  return value - Vector<L>{};  // x - 0 is x, for -0 too; x + 0 would lose its sign
+}
+
+// Four values, each in a vector of its own.
+template <int L>
+SECATEUR_INLINE void splat4(const float* p, Vector<L> (&out)[4]) {
+#if defined(__AVX512F__)
+  if constexpr (L == 16) {  // one load and four shuffles: the loads are what these kernels have too many of
+    const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+    out[0] = (Vector<L>)_mm512_permute_ps(four, 0x00);
+    out[1] = (Vector<L>)_mm512_permute_ps(four, 0x55);
+    out[2] = (Vector<L>)_mm512_permute_ps(four, 0xaa);
+    out[3] = (Vector<L>)_mm512_permute_ps(four, 0xff);
+    return;
+  }
+#endif
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) out[i] = splat<L>(p[i]);
+}
+
+// 2^(x log2 e) as 2^n times a polynomial on half an octave: within 2 units in the last place; inf beyond float's range
+// and 0 below its normal numbers. NaN stays.
+template <int L>
+SECATEUR_INLINE Vector<L> exponential(Vector<L> x) {
+  typedef typename Floats<L>::ints Ints;
+  const Vector<L> shift = splat<L>(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  const Vector<L> high = splat<L>(88.72283f), low = splat<L>(-87.33654f);
+  Vector<L> inside = x > high ? high : x;
+  inside = inside < low ? low : inside;
+  const Vector<L> shifted = inside * 1.44269504f + shift;
+  const Vector<L> n = shifted - shift;
+  Vector<L> t = inside - n * 0.693359375f;
+  t = t - n * -2.12194440e-4f;
+  Vector<L> sum = splat<L>(1.9841270e-4f);  // Taylor to t^7 / 5040: |t| <= 0.347, so the rest is below 1e-8
+  sum = sum * t + 1.3888889e-3f;
+  sum = sum * t + 8.3333333e-3f;
+  sum = sum * t + 4.1666667e-2f;
+  sum = sum * t + 1.6666667e-1f;
+  sum = sum * t + 0.5f;
+  sum = sum * t + 1.0f;
+  sum = sum * t + 1.0f;
+  // Two factors, since 2^128 is no float.
+  const Ints power = (Ints)shifted - (Ints)shift;
+  const Ints half = power >> 1;
+  const Ints rest = power - half;
+  const Vector<L> result = sum * (Vector<L>)((half + 127) << 23) * (Vector<L>)((rest + 127) << 23);
+  const Vector<L> capped = x > high ? splat<L>(__builtin_inff()) : result;
+  return x < low ? Vector<L>{} : (x != x ? x : capped);
+}
+
+// 1 - erf(|u|), Abramowitz and Stegun 7.1.26, to 1.5e-7; the sign comes last.
+template <int L>
+SECATEUR_INLINE Vector<L> error_function(Vector<L> u) {
+  const Vector<L> size = u < 0.0f ? -u : u;
+  const Vector<L> t = 1.0f / (size * 0.3275911f + 1.0f);
+  Vector<L> sum = splat<L>(1.061405429f);
+  sum = sum * t - 1.453152027f;
+  sum = sum * t + 1.421413741f;
+  sum = sum * t - 0.284496736f;
+  sum = sum * t + 0.254829592f;
+  const Vector<L> result = 1.0f - sum * t * exponential<L>(-size * size);
+  return u < 0.0f ? -result : result;
+}
+
+// As torch has them, infinities and NaN included.
+template <int L>
+SECATEUR_INLINE Vector<L> activate(Vector<L> x, int activation) {
+  switch (activation) {
+    case secateur_relu: return x < 0.0f ? Vector<L>{} : x;  // NaN stays
+    case secateur_gelu: return x * 0.5f * (error_function<L>(x * 0.70710678f) + 1.0f);
+    // x/2 (1 + tanh u) = x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+    case secateur_gelu_tanh: return x / (exponential<L>(x * (x * x * 0.044715f + 1.0f) * -1.5957691f) + 1.0f);
+    case secateur_silu: return x / (exponential<L>(-x) + 1.0f);
+  }
+  return x;
+}
+
+}  // namespace
