@@ -141,7 +141,7 @@ def test_unknown_kinds_and_endings_are_refused(kind: str, name: str, words: str,
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delitem(sys.modules, "matplotlib.figure")
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # type: ignore[arg-type]  # this is how Python blocks an import
     with pytest.raises(ImportError, match=r'needs matplotlib: pip install "secateur\[report\]"'):
         figure(fake_record(1), "schedule", tmp_path / "a.png")
