@@ -5,6 +5,6 @@
 
 namespace secateur {
 
-void bind_spmm(nanobind::module_& m);
+void bind_program(nanobind::module_& m);
 
 }  // namespace secateur

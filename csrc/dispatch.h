@@ -36,6 +36,7 @@ struct KernelTable {
   spmm_fn* spmv_blocks16;
   to_panel_fn* to_panel;
   from_panel_fn* from_panel;
+  add_fn* add;
 };
 
 // A line of kernels.def as this machine sees it.

@@ -33,9 +33,10 @@ typedef struct {
 typedef struct {
   const float* x;
   float* y;
-  const float* bias;  // one per row of y, padded alike, or null
+  const float* bias;      // one per row of y, padded alike, or null
+  const float* residual;  // as y, or null
   size_t width;       // samples side by side: 16, 32, 64; 1 for spmv
-  int first;          // the first K-block starts from the bias, later ones from y
+  int first;          // the first K-block starts from bias + residual, later ones from y
   int last;           // the last K-block applies the activation
   int activation;
 } secateur_panel;
@@ -50,7 +51,7 @@ typedef spmm_fn spmm_rows16_fn;
 
 // Unstructured, groups of 4 rows that have (almost) as many columns each in this K-block, whichever rows those are: per
 // group 5 counts of 16 bits, the steps and the 4 rows of y; per step 4 indices and 4 values, one for each row. A row that
-// runs out takes value 0 at the index just behind the block, where x holds a column of zeros.
+// runs out takes value 0 at the last index of the block, where x holds zeros.
 typedef spmm_fn spmm_even8_fn;
 typedef spmm_fn spmm_even16_fn;
 
@@ -74,4 +75,7 @@ typedef void to_panel_fn(const float* samples, size_t n, size_t stride, size_t f
 
 // panel[features][width] to columns of samples[n][stride].
 typedef void from_panel_fn(const float* panel, size_t n, size_t stride, size_t features, size_t width, float* samples);
+
+// y = activation(x + other), n floats; other may be null.
+typedef void add_fn(const float* x, const float* other, float* y, size_t n, int activation);
 }

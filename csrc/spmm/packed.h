@@ -22,11 +22,21 @@ struct Streams {
 
 struct Shape {
   std::string layout;  // rows, even, csr, blocks, ell
-  size_t rows, cols;
-  size_t unit;   // rows of a group
-  size_t chunk;  // rows of a chunk, a multiple of 16
-  size_t block;  // columns of a K-block
-  size_t bits;   // of an index: 8 or 16
+  size_t rows, cols;   // features
+  size_t unit;         // rows of a group
+  size_t chunk;        // rows of a chunk: whole runs (program/panel.h)
+  size_t block;        // features of a K-block: whole runs
+  size_t bits;         // of an index: 8 or 16
+};
+
+// Panels as program/panel.h lays them out; x begins with the K-block, y, bias and residual with the chunk.
+struct Operands {
+  const float* x;
+  float* y;
+  const float* bias;      // one per row of a panel, or null
+  const float* residual;  // as y, or null
+  size_t lanes;           // 1, 16, 32, 64
+  int activation;
 };
 
 class Packed {
@@ -35,14 +45,28 @@ class Packed {
   // The streams hold chunk after chunk (of rows; the last may be short), inside a chunk K-block after K-block.
   Packed(const KernelTable& table, const Shape& shape, const Streams& streams);
 
-  // y[n][rows] = activation(x[n][cols] W^T + bias[rows]); bias may be null.
-  void run(const float* x, size_t n, float* y, const float* bias, int activation) const;
+  const KernelTable& table() const { return table_; }
+  size_t rows() const { return shape_.rows; }
+  size_t cols() const { return shape_.cols; }
+  bool runs_single() const { return single_kernel_ != nullptr; }
+  bool runs_panels() const { return panel_kernel_ != nullptr; }
+
+  size_t chunks() const;
+  size_t first_of(size_t chunk) const { return chunk * shape_.chunk; }
+  size_t rows_of(size_t chunk) const;
+  size_t k_blocks() const;
+  size_t feature_of(size_t k_block) const { return k_block * shape_.block; }
+  size_t features_of(size_t k_block) const;
+
+  // One K-block of one chunk. The first K-block starts from bias and residual, the last one activates.
+  void run(size_t chunk, size_t k_block, const Operands& operands) const;
 
  private:
   enum class Layout { rows, even, csr, blocks, ell };
 
-  // One chunk of one K-block: where its weights begin in each stream.
+  // One K-block of a run of rows (`even`: of a chunk): where its weights begin in each stream.
   struct Piece {
+    size_t first, rows;
     const char* counts;
     const char* index;
     const float* values;
@@ -51,27 +75,22 @@ class Packed {
   void choose_kernels();
   void check_shape() const;
   void walk();
-  size_t walk_counts(size_t counts, size_t rows, size_t width);
+  void walk_piece(size_t first, size_t rows, size_t width);
+  size_t walk_counts(size_t rows, size_t width);
   template <typename Index>
-  void walk_columns(size_t counts, size_t groups, size_t width);
+  void walk_columns(size_t groups, size_t width);
   template <typename Index>
-  void walk_even(size_t counts, size_t groups, size_t rows, size_t width);
-  void walk_ell(size_t counts, size_t groups, size_t width);
+  void walk_even(size_t groups, size_t rows, size_t width);
+  void walk_ell(size_t groups, size_t width);
   template <typename Index>
   void take_indices(size_t n, size_t limit);
-  void run_piece(spmm_fn* kernel, size_t chunk, size_t k, secateur_panel panel) const;
-  void run_single(const float* x, float* y, const float* bias, int activation) const;
-  void run_panel(const float* x, size_t n, size_t width, float* y, const float* bias, int activation) const;
-  size_t k_blocks() const;
-  size_t chunks() const;
-  size_t rows_of(size_t chunk) const;
-  size_t width_of(size_t k_block) const;
 
   const KernelTable& table_;
   Shape shape_;
   Layout layout_;
   Streams streams_;
-  std::vector<Piece> pieces_;  // [chunk][K-block]
+  std::vector<Piece> pieces_;
+  std::vector<size_t> pieces_from_;  // [chunk * K-blocks + K-block] -> its first piece, and one more at the end
   size_t counts_at_ = 0, index_at_ = 0, values_at_ = 0;  // how far the check has walked: bytes, bytes, floats
   spmm_fn* panel_kernel_ = nullptr;
   spmm_fn* single_kernel_ = nullptr;

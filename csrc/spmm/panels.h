@@ -26,7 +26,7 @@ struct Named {
   SECATEUR_INLINE size_t at(int r) const { return names[r]; }
 };
 
-// What the tile starts from: y of the K-blocks before, or the bias.
+// What the tile starts from: y of the K-blocks before, or bias and residual.
 template <size_t W, int L, int R, int V, typename Rows>
 SECATEUR_INLINE void begin_tile(Tile<L, R, V>& tile, const secateur_panel& panel, Rows rows, size_t column) {
 #pragma GCC unroll 16
@@ -35,6 +35,10 @@ SECATEUR_INLINE void begin_tile(Tile<L, R, V>& tile, const secateur_panel& panel
     const float bias = panel.bias != nullptr ? panel.bias[rows.at(r)] : 0.0f;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) tile.at[r][v] = panel.first ? splat<L>(bias) : load<L>(y + L * v);
+    if (!panel.first || panel.residual == nullptr) continue;
+    const float* residual = panel.residual + rows.at(r) * W + column;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) tile.at[r][v] += load<L>(residual + L * v);
   }
 }
 

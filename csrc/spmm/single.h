@@ -8,6 +8,7 @@ namespace {
 SECATEUR_INLINE void begin_single(const secateur_panel& panel, size_t row, size_t n, float* sums) {
   for (size_t r = 0; r < n; ++r) {
     sums[r] = !panel.first ? panel.y[row + r] : panel.bias != nullptr ? panel.bias[row + r] : 0.0f;
+    if (panel.first && panel.residual != nullptr) sums[r] += panel.residual[row + r];
   }
 }
 

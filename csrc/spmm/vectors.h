@@ -122,4 +122,18 @@ SECATEUR_INLINE Vector<L> activate(Vector<L> x, int activation) {
   return x;
 }
 
+template <int L>
+void add_of(const float* x, const float* other, float* y, size_t n, int activation) {
+  size_t i = 0;
+  for (; i + L <= n; i += L) {
+    const Vector<L> sum = other == nullptr ? load<L>(x + i) : load<L>(x + i) + load<L>(other + i);
+    store<L>(y + i, activate<L>(sum, activation));
+  }
+  if (i == n) return;
+  float rest[L] = {};
+  for (size_t j = 0; i + j < n; ++j) rest[j] = other == nullptr ? x[i + j] : x[i + j] + other[i + j];
+  store<L>(rest, activate<L>(load<L>(rest), activation));
+  for (size_t j = 0; i + j < n; ++j) y[i + j] = rest[j];
+}
+
 }  // namespace

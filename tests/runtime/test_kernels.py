@@ -15,7 +15,7 @@ from tests.runtime.oracle import activated, bound, handle_of, product, random_ma
 pytestmark = needs_core
 
 SAMPLES = (1, 15, 16, 17, 33, 65)
-SHAPES = ((1, 1), (3, 17), (15, 63), (16, 64), (65, 129), (130, 33))
+SHAPES = ((1, 1), (3, 17), (15, 63), (16, 64), (65, 129), (130, 33), (96, 97), (97, 96), (193, 192))
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
@@ -36,10 +36,10 @@ def test_ragged_sizes(isa: str, layout: str, density: float) -> None:
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_many_chunks_and_k_blocks(isa: str, layout: str) -> None:
-    rows, cols = 100, 150
+    rows, cols = 210, 300
     weight, bias, mask = torch.randn(rows, cols), torch.randn(rows), random_mask(rows, cols, 0.3, layout)
     bits = LAYOUTS[layout].cut(rows, cols, 0.3).bits
-    packed = pack(weight, mask, layout, Pieces(chunk=48, block=37, bits=bits))
+    packed = pack(weight, mask, layout, Pieces(chunk=96, block=96, bits=bits))
     handle = handle_of(packed, isa)
     for samples in (1, 20, 64):
         x = torch.randn(samples, cols)

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 __all__ = [
     "PATTERNS",
+    "RUN",
     "Array",
     "Streams",
+    "gathered_columns",
     "groups_of",
     "joined",
     "pack_blocks",
@@ -25,6 +27,8 @@ __all__ = [
     "ragged",
     "scattered",
     "spans",
+    "spread",
+    "spread_columns",
     "unpack_blocks",
     "unpack_even",
     "unpack_rows",
@@ -34,6 +38,9 @@ Array: TypeAlias = NDArray[Any]
 Streams: TypeAlias = tuple[Array, Array, Array]
 """Counts, index, values."""
 
+RUN = 96
+"""Features that lie side by side in a panel; a place of zeros follows them (csrc/program/panel.h)."""
+
 _ROWS = np.arange(4, dtype=np.uint8)
 PATTERNS = np.arange(1, 16, dtype=np.uint8)
 
@@ -41,6 +48,25 @@ PATTERNS = np.arange(1, 16, dtype=np.uint8)
 def spans(cols: int, block: int) -> list[tuple[int, int]]:
     """First and last column of every K-block; one empty block for a matrix without columns."""
     return [(start, min(start + block, cols)) for start in range(0, max(cols, 1), block)]
+
+
+def spread(features: int) -> int:
+    """Places that so many features take in a panel, the zeros behind every run counted."""
+    return features + -(-features // RUN)
+
+
+def spread_columns(matrix: Array) -> Array:
+    """``[M, K]`` -> ``[M, places]``: a column of zeros behind every run of columns and behind the last."""
+    rows, cols = matrix.shape
+    wide = np.zeros((rows, spread(cols)), matrix.dtype)
+    for start in range(0, cols, RUN):
+        wide[:, spread(start) : spread(start) + min(RUN, cols - start)] = matrix[:, start : start + RUN]
+    return wide
+
+
+def gathered_columns(wide: Array, cols: int) -> Array:
+    """The inverse of `spread_columns`."""
+    return wide[:, np.arange(cols) + np.arange(cols) // RUN]
 
 
 def groups_of(matrix: Array, unit: int) -> Array:
@@ -120,8 +146,9 @@ def _pack_even(weight: Array, mask: Array, bits: int) -> Streams:
     kept[:rows] = np.count_nonzero(mask, axis=1)
     order = np.argsort(kept, kind="stable")
     steps = kept[order].reshape(-1, 4).max(axis=1, initial=0)
-    headers = np.concatenate([steps[:, None], order.reshape(-1, 4)], axis=1)
-    index = np.full((int(steps.sum()), 4), width, np.dtype(f"u{bits // 8}"))
+    headers = np.concatenate([steps[:, None], (order + order // RUN).reshape(-1, 4)], axis=1)
+    # A slot without a weight reads the last place of the K-block, which holds zeros.
+    index = np.full((int(steps.sum()), 4), max(width - 1, 0), np.dtype(f"u{bits // 8}"))
     values = np.zeros(index.shape, np.float32)
     place = np.empty_like(order)  # of each row in the order
     place[order] = np.arange(len(order))
@@ -140,9 +167,11 @@ def unpack_even(streams: Streams, shape: tuple[int, int], block: int) -> tuple[A
     padded = -(-rows // 4) * 4
     run, _ = ragged(headers[:, 0])  # runs are [K-block, group]
     k_block = run // max(padded // 4, 1)
-    step, lane = np.nonzero(index.reshape(-1, 4) < np.minimum(block, cols - k_block * block)[:, None])
+    last = np.minimum(block, cols - k_block * block) - 1
+    step, lane = np.nonzero(index.reshape(-1, 4) < last[:, None])
     column = index.reshape(-1, 4)[step, lane] + k_block[step] * block
-    where = headers[run[step], 1 + lane], column
+    place = headers[run[step], 1 + lane]
+    where = place - place // (RUN + 1), column
     return scattered(where, values.reshape(-1, 4)[step, lane], (padded, cols), rows)
 
 

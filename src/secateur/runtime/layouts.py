@@ -14,28 +14,29 @@ from functools import partial
 import numpy as np
 
 from secateur.runtime import columns, ell
-from secateur.runtime.columns import Array, Streams
+from secateur.runtime.columns import RUN, Array, Streams
 
-__all__ = ["LAYOUTS", "Layout", "Pieces", "pack_streams", "unpack_streams"]
+__all__ = ["LAYOUTS", "WIDEST", "Layout", "Pieces", "pack_streams", "unpack_streams"]
 
-_WIDEST = 65535
-_CHUNK = 768  # rows: at 64 samples their outputs take 192 KB of the second cache
-_SMALL_CHUNK = 64  # rows: their outputs stay in the first cache
+WIDEST = 675 * RUN
+_CHUNK = 8 * RUN  # rows: at 64 samples their outputs take 192 KB of the second cache
+_SMALL_CHUNK = RUN  # rows: their outputs stay in the first cache
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """How a matrix is cut: ``chunk`` rows, a multiple of 16, by ``block`` columns, with indices of ``bits``."""
+    """How a matrix is cut: ``chunk`` rows by ``block`` columns, multiples of 96, with indices of ``bits``."""
 
     chunk: int
     block: int
     bits: int
 
     def __post_init__(self) -> None:
-        if not 16 <= self.chunk <= 65520 or self.chunk % 16:
-            raise ValueError(f"chunk={self.chunk}: expected a multiple of 16 rows, from 16 to 65520")
-        if self.bits not in (8, 16) or not 1 <= self.block < 1 << self.bits:
-            allowed = "1 to 255 columns with indices of 8 bits, 1 to 65535 with 16"
+        if not RUN <= self.chunk <= WIDEST or self.chunk % RUN:
+            raise ValueError(f"chunk={self.chunk}: expected a multiple of {RUN} rows, from {RUN} to {WIDEST}")
+        widest = {8: 2 * RUN, 16: WIDEST}.get(self.bits, 0)
+        if not RUN <= self.block <= widest or self.block % RUN:
+            allowed = f"multiples of {RUN} columns, up to {2 * RUN} with indices of 8 bits and {WIDEST} with 16"
             raise ValueError(f"block={self.block}, bits={self.bits}: expected {allowed}")
 
 
@@ -64,32 +65,32 @@ class Layout:
     sizes: Callable[[Array], tuple[int, int]]
 
 
-def _even(length: int, most: int, multiple: int = 1) -> int:
-    """The length of pieces of at most ``most`` that are all about as long."""
+def _even(length: int, most: int) -> int:
+    """The length of pieces of at most ``most`` that are all about as long, in whole runs."""
     pieces = max(-(-length // most), 1)
-    return max(-(-length // (pieces * multiple)) * multiple, multiple)
+    return max(-(-length // (pieces * RUN)) * RUN, RUN)
 
 
 def _cached(rows: int, cols: int, density: float) -> Pieces:
-    """K-blocks of 32 to 48 KB of activations: smaller where many weights read them."""
-    return Pieces(_even(rows, _CHUNK, 16), _even(cols, 128 if density > 0.15 else 192), 8)
+    """K-blocks of 24 or 48 KB of activations: smaller where many weights read them."""
+    return Pieces(_even(rows, _CHUNK), RUN if density > 0.15 else 2 * RUN, 8)
 
 
 def _whole(rows: int, cols: int, density: float) -> Pieces:
     """All columns at once."""
-    block = _even(cols, _WIDEST)
-    return Pieces(_SMALL_CHUNK if block >= cols else _even(rows, _CHUNK, 16), block, 16)
+    block = _even(cols, WIDEST)
+    return Pieces(_SMALL_CHUNK if block >= cols else _even(rows, _CHUNK), block, 16)
 
 
 def _named(rows: int, cols: int, density: float) -> Pieces:
     """All columns at once, and many rows to find four alike among."""
-    return Pieces(_even(rows, _CHUNK, 16), _even(cols, _WIDEST), 16)
+    return Pieces(_even(rows, _CHUNK), _even(cols, WIDEST), 16)
 
 
 def _long(rows: int, cols: int, density: float) -> Pieces:
-    """Panels of more than 2048 columns do not fit the second cache."""
-    block = _even(cols, 2048)
-    return Pieces(_SMALL_CHUNK if block >= cols else _even(rows, _CHUNK, 16), block, 16)
+    """Panels of more than 2112 columns do not fit the second cache."""
+    block = _even(cols, 22 * RUN)
+    return Pieces(_SMALL_CHUNK if block >= cols else _even(rows, _CHUNK), block, 16)
 
 
 def _rows_sizes(counts: Array) -> tuple[int, int]:
@@ -177,28 +178,32 @@ LAYOUTS: dict[str, Layout] = {
 
 def pack_streams(weight: Array, mask: Array, layout: Layout, pieces: Pieces) -> Streams:
     """Counts, indices and values of all chunks, one after the other."""
-    rows = len(weight)
+    rows, cols = weight.shape
+    block = columns.spread(pieces.block)
+    weight, mask = columns.spread_columns(weight), columns.spread_columns(mask)
     # Where the order of the streams does not depend on the chunks, one pass packs them all.
-    step = rows if pieces.block >= weight.shape[1] and layout.kernel != "even" else pieces.chunk
+    step = rows if pieces.block >= cols and layout.kernel != "even" else pieces.chunk
     starts = range(0, rows, step) if rows else range(1)
     return columns.joined(
-        [layout.pack(weight[at : at + step], mask[at : at + step], pieces.block, pieces.bits) for at in starts]
+        [layout.pack(weight[at : at + step], mask[at : at + step], block, pieces.bits) for at in starts]
     )
 
 
 def unpack_streams(streams: Streams, shape: tuple[int, int], layout: Layout, pieces: Pieces) -> tuple[Array, Array]:
     """The inverse of `pack_streams`: weight and mask. A `ValueError` or `IndexError` if the streams do not fit."""
     rows, cols = shape
+    block, wide = columns.spread(pieces.block), columns.spread(cols)
     counts, index, values = streams
     found: list[tuple[Array, Array]] = []
     for start in range(0, rows, pieces.chunk):
         height = min(pieces.chunk, rows - start)
-        here = -(-height // layout.unit) * layout.per_group * len(columns.spans(cols, pieces.block))
+        here = -(-height // layout.unit) * layout.per_group * len(columns.spans(wide, block))
         taken, used = layout.sizes(counts[:here]) if len(counts) >= here else (-1, -1)
         if not 0 <= taken <= len(index) or used > len(values):
             raise ValueError("the streams are too short")
-        found.append(layout.unpack((counts[:here], index[:taken], values[:used]), (height, cols), pieces.block))
+        found.append(layout.unpack((counts[:here], index[:taken], values[:used]), (height, wide), block))
         counts, index, values = counts[here:], index[taken:], values[used:]
     if not found:
         return np.zeros(shape, np.float32), np.zeros(shape, bool)
-    return np.concatenate([weight for weight, _ in found]), np.concatenate([mask for _, mask in found])
+    weight, mask = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return columns.gathered_columns(weight, cols), columns.gathered_columns(mask, cols)

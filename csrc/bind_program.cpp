@@ -1,0 +1,109 @@
+// The Python face of sparse matrices and programs. Addresses and lengths come from `secateur.runtime`, which has checked
+// the tensors behind them; what streams say is checked here.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "bind.h"
+#include "program/linear.h"
+#include "program/panel.h"
+#include "program/program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using secateur::KernelTable;
+using secateur::Packed;
+using secateur::Place;
+using secateur::Program;
+using secateur::Step;
+
+namespace {
+
+using Addresses = std::vector<uintptr_t>;
+
+template <typename Pointer>
+std::vector<Pointer> pointers(const Addresses& addresses, size_t wanted) {
+  if (addresses.size() != wanted) throw std::invalid_argument("program: one address per input and output is needed");
+  std::vector<Pointer> all;
+  for (uintptr_t address : addresses) all.push_back(reinterpret_cast<Pointer>(address));
+  return all;
+}
+
+void run(const Program& program, const Addresses& inputs, const Addresses& outputs, size_t samples) {
+  const auto in = pointers<const float*>(inputs, program.inputs());
+  const auto out = pointers<float*>(outputs, program.outputs());
+  const nb::gil_scoped_release released;
+  program.run(in.data(), out.data(), samples);
+}
+
+std::vector<double> time_steps(const Program& program, const Addresses& inputs, const Addresses& outputs, size_t samples) {
+  const auto in = pointers<const float*>(inputs, program.inputs());
+  const auto out = pointers<float*>(outputs, program.outputs());
+  const nb::gil_scoped_release released;
+  return program.time(in.data(), out.data(), samples);
+}
+
+// The way that most programs go, without a list.
+void run_one(const Program& program, uintptr_t x, uintptr_t y, size_t samples) {
+  if (program.inputs() != 1 || program.outputs() != 1) throw std::invalid_argument("program: it has not one input and output");
+  const float* const in = reinterpret_cast<const float*>(x);
+  float* const out = reinterpret_cast<float*>(y);
+  const nb::gil_scoped_release released;
+  program.run(&in, &out, samples);
+}
+
+void bind_packed(nb::module_& m) {
+  nb::class_<Packed>(m, "Packed")
+      // The owner of the memory lives as long as this.
+      .def("__init__", [](Packed* self, const KernelTable& table, nb::handle, const std::string& layout, size_t rows,
+                          size_t cols, size_t unit, size_t chunk, size_t block, size_t bits, uintptr_t counts,
+                          size_t counts_bytes, uintptr_t index, size_t index_bytes, uintptr_t values,
+                          size_t values_length) {
+             new (self) Packed(table, {layout, rows, cols, unit, chunk, block, bits},
+                               {reinterpret_cast<const void*>(counts), counts_bytes, reinterpret_cast<const void*>(index),
+                                index_bytes, reinterpret_cast<const float*>(values), values_length});
+           }, "table"_a, "owner"_a, "layout"_a, "rows"_a, "cols"_a, "unit"_a, "chunk"_a, "block"_a, "bits"_a, "counts"_a,
+           "counts_bytes"_a, "index"_a, "index_bytes"_a, "values"_a, "values_length"_a, nb::keep_alive<1, 3>())
+      .def("run", [](std::shared_ptr<const Packed> packed, uintptr_t x, size_t n, uintptr_t y, uintptr_t bias, int activation) {
+             secateur::run_linear(std::move(packed), reinterpret_cast<const float*>(x), n, reinterpret_cast<float*>(y),
+                                  reinterpret_cast<const float*>(bias), activation);
+           }, "x"_a, "n"_a, "y"_a, "bias"_a, "activation"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("runs_single", &Packed::runs_single)
+      .def_prop_ro("runs_panels", &Packed::runs_panels);
+}
+
+}  // namespace
+
+void secateur::bind_program(nb::module_& m) {
+  bind_packed(m);
+  nb::enum_<Place::Where>(m, "Where").value("arena", Place::arena).value("input", Place::input).value("output", Place::output);
+  nb::class_<Place>(m, "Place").def("__init__", [](Place* self, Place::Where where, size_t at) {
+    new (self) Place{where, at};
+  });
+  nb::class_<Step>(m, "Step").def_prop_ro("pieces", &Step::pieces);
+  nb::class_<secateur::Linear, Step>(m, "Linear")
+      .def("__init__", [](secateur::Linear* self, std::shared_ptr<const Packed> weight, size_t lanes, const Place& x, const Place& y,
+                          const Place* residual, uintptr_t bias, int activation) {
+             new (self) secateur::Linear(std::move(weight), lanes, x, y, residual, reinterpret_cast<const float*>(bias), activation);
+           }, "weight"_a, "lanes"_a, "x"_a, "y"_a, "residual"_a.none(), "bias"_a, "activation"_a);
+  nb::class_<ToPanel, Step>(m, "ToPanel").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
+  nb::class_<FromPanel, Step>(m, "FromPanel").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
+  nb::class_<Add, Step>(m, "Add")
+      .def("__init__", [](Add* self, const KernelTable& table, size_t floats, const Place& x, const Place* other,
+                          const Place& y, int activation) {
+             new (self) Add(table, floats, x, other, y, activation);
+           }, "table"_a, "floats"_a, "x"_a, "other"_a.none(), "y"_a, "activation"_a);
+  nb::class_<Program>(m, "Program")
+      .def(nb::init<size_t, size_t, std::vector<size_t>, std::vector<size_t>>(), "lanes"_a, "arena"_a, "inputs"_a,
+           "outputs"_a)
+      .def("add", [](Program& program, std::shared_ptr<Step> step) { program.add(std::move(step)); })
+      .def("poison", &Program::poison)
+      .def_prop_ro("steps", &Program::steps)
+      .def("run", run, "inputs"_a, "outputs"_a, "samples"_a)
+      .def("run_one", run_one, "x"_a, "y"_a, "samples"_a)
+      .def("time", time_steps, "inputs"_a, "outputs"_a, "samples"_a);
+  m.def("panel_floats", &secateur::panel::floats, "features"_a, "lanes"_a);
+}

@@ -1,0 +1,200 @@
+#include "linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "panel.h"
+#include "scratch.h"
+
+namespace secateur {
+namespace {
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("program: " + what); }
+
+void check_lanes(size_t lanes) {
+  if (lanes != 1 && lanes != 16 && lanes != 32 && lanes != 64) refuse("lanes are 1, 16, 32 or 64");
+}
+
+void check_activation(int activation) {
+  if (activation < 0 || activation >= secateur_activations) refuse("there is no such activation");
+}
+
+// The rows of a panel that hold no feature: behind every run, and behind the last feature.
+void zero_rows(float* y, size_t features, size_t first, size_t end, size_t lanes) {
+  for (size_t feature = first / panel::run * panel::run + panel::run; feature <= end; feature += panel::run) {
+    std::fill_n(y + (panel::row_of(feature) - 1) * lanes, lanes, 0.0f);
+  }
+  if (end == features) {
+    const size_t row = features == 0 ? 0 : panel::row_of(features - 1) + 1;
+    std::fill_n(y + row * lanes, (panel::rows(features) - row) * lanes + panel::slack, 0.0f);
+  }
+}
+
+// `width` features from `first` on, which begins a run, and the zeros behind each run.
+void to_rows(const KernelTable& table, const float* samples, size_t n, size_t features, size_t lanes, size_t first,
+             size_t width, float* panel) {
+  for (size_t at = first; at < first + width; at += panel::run) {
+    const size_t taken = std::min(panel::run, first + width - at);
+    if (lanes == 1) {
+      std::memcpy(panel, samples + at, taken * sizeof(float));
+    } else {
+      table.to_panel(samples + at, n, features, taken, lanes, panel);
+    }
+    panel += taken * lanes;
+    std::fill_n(panel, lanes, 0.0f);
+    panel += lanes;
+  }
+}
+
+void from_rows(const KernelTable& table, const float* panel, size_t n, size_t features, size_t lanes, size_t first,
+               size_t width, float* samples) {
+  for (size_t at = first; at < first + width; at += panel::run) {
+    const size_t taken = std::min(panel::run, first + width - at);
+    if (lanes == 1) {
+      std::memcpy(samples + at, panel, taken * sizeof(float));
+    } else {
+      table.from_panel(panel, n, features, taken, lanes, samples + at);
+    }
+    panel += (panel::run + 1) * lanes;
+  }
+}
+
+}  // namespace
+
+Linear::Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Place y, const Place* residual,
+               const float* bias, int activation)
+    : weight_(std::move(weight)),
+      lanes_(lanes),
+      x_(x),
+      y_(y),
+      residual_(residual == nullptr ? Place{} : *residual),
+      has_residual_(residual != nullptr),
+      activation_(activation) {
+  check_lanes(lanes);
+  check_activation(activation);
+  if (lanes == 1 ? !weight_->runs_single() : !weight_->runs_panels()) refuse("this layout does not run at these lanes");
+  if (x.where == Place::output || y.where == Place::input) refuse("a step reads inputs and writes outputs");
+  if (has_residual_ && (residual->where != Place::arena || y.where != Place::arena)) refuse("residuals lie in the arena");
+  if (bias == nullptr) return;
+  const size_t rows = weight_->rows();
+  bias_.assign(panel::rows(rows), 0.0f);
+  for (size_t row = 0; row < rows; ++row) bias_[panel::row_of(row)] = bias[row];
+}
+
+size_t Linear::pieces() const { return x_.where == Place::input ? 1 : std::max<size_t>(1, weight_->chunks()); }
+
+void Linear::run(const Frame& frame, size_t piece) const {
+  const size_t chunks = weight_->chunks();
+  if (x_.where != Place::input) {
+    const float* const x = frame.arena + x_.at;
+    float* const y = y_.where == Place::arena ? frame.arena + y_.at : scratch(sums());
+    return chunks == 0 ? zero_rows(y, 0, 0, 0, lanes_) : run_chunk(frame, piece, x, false, y);
+  }
+  // Several chunks share the panel of all slices; a single one turns each slice just before its use, into the same memory.
+  const bool shared = chunks > 1;
+  const size_t features = shared ? weight_->cols() : weight_->features_of(0);
+  const size_t x_floats = panel::columns(features) * lanes_ + panel::tile * lanes_ + panel::slack;
+  float* const memory = scratch(x_floats + sums());
+  float* const y = y_.where == Place::arena ? frame.arena + y_.at : memory + x_floats;
+  if (shared) {
+    to_rows(weight_->table(), frame.inputs[x_.at], frame.samples, features, lanes_, 0, features, memory);
+    std::fill_n(memory + panel::columns(features) * lanes_, panel::slack, 0.0f);
+  }
+  if (chunks == 0) zero_rows(y, 0, 0, 0, lanes_);
+  for (size_t chunk = 0; chunk < chunks; ++chunk) run_chunk(frame, chunk, memory, !shared, y);
+}
+
+// Floats of a chunk of an output, before it is turned to rows.
+size_t Linear::sums() const {
+  return y_.where == Place::arena || weight_->chunks() == 0 ? 0 : panel::floats(weight_->rows_of(0), lanes_);
+}
+
+// `y` is the whole value, or where y is an output, memory for one chunk.
+void Linear::run_chunk(const Frame& frame, size_t chunk, const float* x, bool turn, float* y) const {
+  const size_t first = weight_->first_of(chunk), rows = weight_->rows_of(chunk), row = panel::row_of(first);
+  const bool inside = y_.where == Place::arena;
+  if (inside) {
+    zero_rows(y, weight_->rows(), first, first + rows, lanes_);
+    y += row * lanes_;
+  } else {
+    zero_rows(y, rows, 0, rows, lanes_);
+  }
+  const Operands operands{x, y, bias_.empty() ? nullptr : bias_.data() + row,
+                          has_residual_ ? frame.arena + residual_.at + row * lanes_ : nullptr, lanes_, activation_};
+  for (size_t k = 0; k < weight_->k_blocks(); ++k) {
+    Operands here = operands;
+    if (turn) {
+      float* const slice = const_cast<float*>(x);
+      const size_t width = weight_->features_of(k);
+      to_rows(weight_->table(), frame.inputs[x_.at], frame.samples, weight_->cols(), lanes_, weight_->feature_of(k), width, slice);
+      std::fill_n(slice + panel::columns(width) * lanes_, panel::slack, 0.0f);
+    } else {
+      here.x = x + panel::row_of(weight_->feature_of(k)) * lanes_;
+    }
+    weight_->run(chunk, k, here);
+  }
+  if (!inside) from_rows(weight_->table(), y, frame.samples, weight_->rows(), lanes_, first, rows, frame.outputs[y_.at]);
+}
+
+void run_linear(std::shared_ptr<const Packed> weight, const float* x, size_t n, float* y, const float* bias, int activation) {
+  const bool single = !weight->runs_panels() || (n == 1 && weight->runs_single());
+  const size_t lanes = single ? 1 : n > 32 ? 64 : n > 16 ? 32 : 16;
+  const size_t rows = weight->rows(), cols = weight->cols();
+  const Linear step(std::move(weight), lanes, {Place::input, 0}, {Place::output, 0}, nullptr, bias, activation);
+  for (size_t first = 0; first < n; first += lanes) {
+    const float* const from = x + first * cols;
+    float* const to = y + first * rows;
+    step.run({nullptr, &from, &to, std::min(lanes, n - first)}, 0);
+  }
+}
+
+ToPanel::ToPanel(const KernelTable& table, size_t features, size_t lanes, Place from, Place to)
+    : table_(table), features_(features), lanes_(lanes), from_(from), to_(to) {
+  check_lanes(lanes);
+  if (from.where != Place::input || to.where != Place::arena) refuse("to_panel goes from an input to the arena");
+}
+
+size_t ToPanel::pieces() const { return std::max<size_t>(1, panel::runs(features_)); }
+
+void ToPanel::run(const Frame& frame, size_t piece) const {
+  const size_t first = piece * panel::run, width = std::min(panel::run, features_ - first);
+  float* const panel = frame.arena + to_.at;
+  if (features_ > 0) {
+    to_rows(table_, frame.inputs[from_.at], frame.samples, features_, lanes_, first, width, panel + panel::row_of(first) * lanes_);
+  }
+  if (first + width == features_) zero_rows(panel, features_, first, features_, lanes_);
+}
+
+FromPanel::FromPanel(const KernelTable& table, size_t features, size_t lanes, Place from, Place to)
+    : table_(table), features_(features), lanes_(lanes), from_(from), to_(to) {
+  check_lanes(lanes);
+  if (from.where != Place::arena || to.where != Place::output) refuse("from_panel goes from the arena to an output");
+}
+
+size_t FromPanel::pieces() const { return std::max<size_t>(1, panel::runs(features_)); }
+
+void FromPanel::run(const Frame& frame, size_t piece) const {
+  if (features_ == 0) return;
+  const size_t first = piece * panel::run, width = std::min(panel::run, features_ - first);
+  from_rows(table_, frame.arena + from_.at + panel::row_of(first) * lanes_, frame.samples, features_, lanes_, first, width,
+            frame.outputs[to_.at]);
+}
+
+Add::Add(const KernelTable& table, size_t floats, Place x, const Place* other, Place y, int activation)
+    : table_(table),
+      floats_(floats),
+      x_(x),
+      other_(other == nullptr ? Place{} : *other),
+      y_(y),
+      has_other_(other != nullptr),
+      activation_(activation) {
+  check_activation(activation);
+  if (x.where != Place::arena || other_.where != Place::arena || y.where != Place::arena) refuse("add works in the arena");
+}
+
+void Add::run(const Frame& frame, size_t) const {
+  table_.add(frame.arena + x_.at, has_other_ ? frame.arena + other_.at : nullptr, frame.arena + y_.at, floats_, activation_);
+}
+
+}  // namespace secateur

@@ -1,0 +1,78 @@
+// y = activation(W x + bias + residual), and the ways of samples into and out of panels.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "../spmm/packed.h"
+#include "step.h"
+
+namespace secateur {
+
+// Where x is an input, its rows are turned to panels slice by slice, just before they are read, and never leave the first
+// cache; where y is an output, a chunk of rows is turned back as soon as it is done.
+class Linear : public Step {
+ public:
+  // bias: one per row of the weight, copied, or null. Throws std::invalid_argument.
+  Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Place y, const Place* residual, const float* bias,
+         int activation);
+  size_t pieces() const override;
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  size_t sums() const;
+  void run_chunk(const Frame& frame, size_t chunk, const float* x, bool turn, float* y) const;
+
+  std::shared_ptr<const Packed> weight_;
+  size_t lanes_;
+  Place x_, y_, residual_;
+  bool has_residual_;
+  std::vector<float> bias_;  // as the rows of a panel
+  int activation_;
+};
+
+// y[n][rows] = activation(x[n][cols] W^T + bias[rows]), row-major, as a program of this one step; bias may be null.
+void run_linear(std::shared_ptr<const Packed> weight, const float* x, size_t n, float* y, const float* bias, int activation);
+
+// Row-major samples to a panel.
+class ToPanel : public Step {
+ public:
+  ToPanel(const KernelTable& table, size_t features, size_t lanes, Place from, Place to);
+  size_t pieces() const override;
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  const KernelTable& table_;
+  size_t features_, lanes_;
+  Place from_, to_;
+};
+
+// And back.
+class FromPanel : public Step {
+ public:
+  FromPanel(const KernelTable& table, size_t features, size_t lanes, Place from, Place to);
+  size_t pieces() const override;
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  const KernelTable& table_;
+  size_t features_, lanes_;
+  Place from_, to_;
+};
+
+// y = activation(x + other), on panels or anything else that is as long and lies alike, places of zeros included.
+class Add : public Step {
+ public:
+  // other may be null.
+  Add(const KernelTable& table, size_t floats, Place x, const Place* other, Place y, int activation);
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  const KernelTable& table_;
+  size_t floats_;
+  Place x_, other_, y_;
+  bool has_other_;
+  int activation_;
+};
+
+}  // namespace secateur

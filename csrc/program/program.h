@@ -1,0 +1,58 @@
+// Steps, one after the other, over chunks of samples. Nothing of a program changes while it runs: any number of threads
+// may run one, each in an arena of its own.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "scratch.h"
+#include "step.h"
+
+namespace secateur {
+
+class Program {
+ public:
+  // lanes: samples of a chunk; arena: floats; inputs, outputs: floats of one sample, row-major, of each.
+  Program(size_t lanes, size_t arena, std::vector<size_t> inputs, std::vector<size_t> outputs);
+
+  void add(std::shared_ptr<const Step> step) { steps_.push_back(std::move(step)); }
+  size_t inputs() const { return inputs_.size(); }
+  size_t outputs() const { return outputs_.size(); }
+  size_t steps() const { return steps_.size(); }
+
+  void run(const float* const* inputs, float* const* outputs, size_t samples) const;
+
+  // Seconds that each step takes over all samples. For the choice of kernels and for people.
+  std::vector<double> time(const float* const* inputs, float* const* outputs, size_t samples) const;
+
+  // Tests begin with an arena of NaN, so that whatever is read before it was written shows.
+  void poison() { poisoned_ = true; }
+
+ private:
+  // Memory of one run; it goes back to the shelf when the run is over.
+  struct Arena {
+    Aligned memory;
+    std::vector<const float*> inputs;
+    std::vector<float*> outputs;
+  };
+  class Lease {
+   public:
+    explicit Lease(const Program& program);
+    ~Lease();
+    Frame frame(const float* const* inputs, float* const* outputs, size_t first, size_t samples);
+
+   private:
+    const Program& program_;
+    std::unique_ptr<Arena> arena_;
+  };
+
+  size_t lanes_, floats_;
+  std::vector<size_t> inputs_, outputs_;
+  std::vector<std::shared_ptr<const Step>> steps_;
+  bool poisoned_ = false;
+  mutable std::mutex shelf_lock_;
+  mutable std::vector<std::unique_ptr<Arena>> shelf_;
+};
+
+}  // namespace secateur

@@ -1,0 +1,175 @@
+"""The choice by measurement: each layer runs the kernel that was fastest here, in its place in the whole program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from secateur.runtime.candidates import candidates
+from secateur.runtime.formats import Packed, pack
+from secateur.runtime.graph import Graph, Node, reference
+from secateur.runtime.program import Program
+
+__all__ = ["Chosen", "LayerTime", "choose", "fits", "pack_layer"]
+
+_ROUNDS = 7
+_TRIES = 3  # runs in a round; the fastest counts
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """What one layer takes, in microseconds.
+
+    Attributes:
+        name: of the layer.
+        layout: what it runs with.
+        us: in the program.
+        dense_us: in torch, bias and activation included.
+        tried: every candidate and its time.
+    """
+
+    name: str
+    layout: str
+    us: float
+    dense_us: float
+    tried: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A program and what it was measured at.
+
+    Attributes:
+        program: with the chosen layouts.
+        layouts: output of a layer -> its layout.
+        layers: a line per layer with a weight.
+        other_us: all steps without a weight: conversions, sums, pools.
+        us: the whole program, as one call.
+        dense_us: the same graph in torch, dense.
+        samples: rows of the measurement.
+    """
+
+    program: Program
+    layouts: dict[str, str]
+    layers: tuple[LayerTime, ...]
+    other_us: float
+    us: float
+    dense_us: float
+    samples: int
+
+    @property
+    def wins(self) -> bool:
+        """Whether the program is faster than torch."""
+        return self.us < self.dense_us
+
+
+def pack_layer(node: Node, layout: str) -> Packed:
+    """The weight of a layer in a layout; ``dense`` keeps every zero."""
+    assert node.weight is not None
+    if layout == "dense":
+        return pack(node.weight, torch.ones_like(node.weight, dtype=torch.bool), "block16")
+    return pack(node.weight, layout=layout)
+
+
+def fits(graph: Graph, layouts: Mapping[str, str], lanes: int) -> bool:
+    """Whether remembered layouts are ones that this graph could have been given."""
+    weighted = [node for node in graph.nodes if node.weight is not None]
+    return set(layouts) == {node.output for node in weighted} and all(
+        node.weight is not None and layouts[node.output] in candidates(node.weight, lanes) for node in weighted
+    )
+
+
+def choose(graph: Graph, inputs: list[Tensor], lanes: int, given: Mapping[str, str] | None = None) -> Chosen:
+    """Time every candidate of every layer, in turn, in the whole program, and keep the fastest.
+
+    Args:
+        graph: what to compute.
+        inputs: one per input of the graph, contiguous; their values do not matter.
+        lanes: samples side by side.
+        given: layouts that are known already; nothing is tried then.
+
+    Returns:
+        The program and its times.
+    """
+    weighted = {node.output: node for node in graph.nodes if node.weight is not None}
+    tries = {
+        name: (given[name],) if given else candidates(node.weight, lanes)
+        for name, node in weighted.items()
+        if node.weight is not None
+    }
+    packed = {
+        (name, layout): pack_layer(weighted[name], layout) for name, layouts in tries.items() for layout in layouts
+    }
+    programs = [
+        Program(graph, {name: packed[name, _at(layouts, i)] for name, layouts in tries.items()}, lanes)
+        for i in range(max(map(len, tries.values()), default=1))
+    ]
+    steps = _step_times(programs, inputs)
+    by_layer: dict[str, dict[str, float]] = {}
+    for name, layouts in tries.items():
+        by_layer[name] = {_at(layouts, i): steps[i][name] for i in range(len(layouts))}
+    best = {name: min(times, key=times.__getitem__) for name, times in by_layer.items()}
+    program = Program(graph, {name: packed[name, layout] for name, layout in best.items()}, lanes)
+    final = _step_times([program], inputs)[0]
+    dense = _dense_times(graph, inputs)
+    us, dense_us = interleaved([lambda: program.run(inputs), lambda: reference(graph, inputs)])
+    layers = tuple(
+        LayerTime(node.name, best[name], final[name], dense[name], by_layer[name]) for name, node in weighted.items()
+    )
+    other = sum(final.values()) - sum(layer.us for layer in layers)
+    return Chosen(program, best, layers, other, us, dense_us, len(inputs[0]))
+
+
+def _at(layouts: tuple[str, ...], i: int) -> str:
+    return layouts[min(i, len(layouts) - 1)]
+
+
+def _step_times(programs: list[Program], inputs: list[Tensor]) -> list[dict[str, float]]:
+    """Of every program, step -> microseconds: the median over rounds in which the programs take turns."""
+    found: list[list[list[float]]] = [[] for _ in programs]
+    for _ in range(_ROUNDS):
+        for i, program in enumerate(programs):
+            tries = [[us for _, us in program.time(inputs)] for _ in range(_TRIES)]
+            found[i].append([min(values) for values in zip(*tries, strict=True)])
+    times: list[dict[str, float]] = []
+    for program, rounds in zip(programs, found, strict=True):
+        middle = [median(values) for values in zip(*rounds, strict=True)]
+        sums: dict[str, float] = {}
+        for name, us in zip(program.names, middle, strict=True):
+            sums[name] = sums.get(name, 0.0) + us
+        times.append(sums)
+    return times
+
+
+def _dense_times(graph: Graph, inputs: list[Tensor]) -> dict[str, float]:
+    """Output of a layer -> microseconds in torch, in its place among the others."""
+    rounds: list[dict[str, float]] = []
+    for _ in range(_ROUNDS):
+        times: dict[str, float] = {}
+        reference(graph, inputs, times)
+        rounds.append(times)
+    return {name: median(times[name] for times in rounds) for name in rounds[0]}
+
+
+def interleaved(calls: list[Callable[[], object]], seconds: float = 0.5) -> list[float]:
+    """Microseconds of each call: the median over rounds in which they take turns, in blocks of about a millisecond."""
+    repeats: list[int] = []
+    for call in calls:
+        call()
+        begin = time.perf_counter()
+        call()
+        repeats.append(max(1, min(1000, int(1e-3 / max(time.perf_counter() - begin, 1e-7)))))
+    found: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds
+    while len(found[0]) < 5 or (time.perf_counter() < end and len(found[0]) < 51):
+        for i, call in enumerate(calls):
+            begin = time.perf_counter()
+            for _ in range(repeats[i]):
+                call()
+            found[i].append((time.perf_counter() - begin) / repeats[i])
+    return [1e6 * median(times) for times in found]
