@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from secateur.core.combine import combine
 from secateur.deploy.attention import open_attention
 from secateur.deploy.files import load, save
+from secateur.deploy.pack import Explanation, PackedModel, pack
 from secateur.io import Bundle
 from secateur.measure import agreement, effective, evaluate, latency, measure
 from secateur.model.graph import Group, Groups, find_groups
@@ -48,12 +49,14 @@ __all__ = [
     "NM",
     "Bundle",
     "Compressed",
+    "Explanation",
     "Goal",
     "Group",
     "Groups",
     "KeyLayout",
     "Layout",
     "Masks",
+    "PackedModel",
     "Plan",
     "Pruner",
     "Record",
@@ -79,6 +82,7 @@ __all__ = [
     "masked",
     "measure",
     "open_attention",
+    "pack",
     "print_table",
     "prune",
     "prune_rounds",

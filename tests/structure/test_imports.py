@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": WORDS,
     "model": WORDS | {"native", "core"},
 }
-ALLOWED["deploy"] = ALLOWED["model"] | {"model", "io"}
+ALLOWED["deploy"] = ALLOWED["model"] | {"model", "io", "runtime"}
 ALLOWED["measure"] = ALLOWED["deploy"] | {"deploy"}
 ALLOWED["train"] = ALLOWED["measure"] | {"measure"}
 ALLOWED["benchmark"] = ALLOWED["train"] | {"train", "report"}

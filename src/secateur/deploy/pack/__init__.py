@@ -1,0 +1,8 @@
+"""From a model to programs: export, regions, lowering, the choice by measurement, the module that runs."""
+
+from __future__ import annotations
+
+from secateur.deploy.pack.explain import Explanation, LayerLine
+from secateur.deploy.pack.packed import PackedModel, pack
+
+__all__ = ["Explanation", "LayerLine", "PackedModel", "pack"]

@@ -1,0 +1,216 @@
+"""What torch's operators mean to the runtime: one table, everything else stays with torch."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["Meaning", "constant", "meaning", "sample_shape", "shape_of"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """An operator that the runtime knows.
+
+    Attributes:
+        kind: a name of ``secateur.runtime.graph.KINDS``, or ``norm`` (folded into a
+            convolution), ``activation``, ``same``.
+        values: the nodes that it reads.
+        lead: axes before those of a sample; None: as in what it reads.
+        numbers: the rest: weight, bias, stride and so on.
+    """
+
+    kind: str
+    values: tuple[fx.Node, ...]
+    lead: int | None = None
+    numbers: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def shape_of(node: fx.Node) -> tuple[Any, ...] | None:
+    """The shape of a value, some lengths symbolic; None if it is no float32 tensor on the CPU."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.device.type != "cpu":
+        return None
+    return tuple(value.shape)
+
+
+def sample_shape(node: fx.Node, lead: int) -> tuple[int, ...] | None:
+    """The lengths behind the axes of samples; None if one is not known."""
+    shape = shape_of(node)
+    if shape is None or len(shape) <= lead or not all(isinstance(length, int) for length in shape[lead:]):
+        return None
+    return shape[lead:]
+
+
+def constant(module: fx.GraphModule, node: Any) -> Tensor | None:
+    """The tensor behind a parameter or buffer of the graph."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    found: Any = module
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    return found if isinstance(found, Tensor) else None
+
+
+def _arguments(node: fx.Node, *names_and_defaults: tuple[str, Any]) -> list[Any]:
+    given = dict(node.kwargs)
+    values = list(node.args)
+    return [
+        values[i] if i < len(values) else given.get(name, default)
+        for i, (name, default) in enumerate(names_and_defaults)
+    ]
+
+
+def _given(node: fx.Node) -> list[Any]:
+    return list(node.args)
+
+
+_NEEDED = object()
+
+
+def _layer(module: fx.GraphModule, weight: Any, bias: Any) -> dict[str, Any] | None:
+    w, b = constant(module, weight), constant(module, bias)
+    if w is None or w.dtype != torch.float32 or (bias is not None and b is None):
+        return None
+    return {"weight": w, "bias": b, "parameter": str(weight.target)}
+
+
+def _linear(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    x, weight, bias = _arguments(node, ("input", _NEEDED), ("weight", _NEEDED), ("bias", None))
+    layer, shape = _layer(module, weight, bias), shape_of(node)
+    if layer is None or shape is None or layer["weight"].ndim != 2:
+        return None
+    return Meaning("linear", (x,), len(shape) - 1, layer)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    items = [value] if isinstance(value, int) else list(value)
+    return (items[0], items[-1])
+
+
+def _conv(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    x, weight, bias, stride, padding, dilation, groups = _arguments(
+        node, ("input", _NEEDED), ("weight", _NEEDED), ("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1),
+        ("groups", 1),
+    )  # fmt: skip
+    layer = _layer(module, weight, bias)
+    if layer is None or isinstance(padding, str) or _pair(dilation) != (1, 1) or len(shape_of(node) or ()) != 4:
+        return None
+    kernel = tuple(layer["weight"].shape[2:])
+    numbers = {"stride": _pair(stride), "padding": _pair(padding), "groups": groups, "kernel": kernel}
+    return Meaning("conv", (x,), 1, layer | numbers)
+
+
+def _norm(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    """The first result of a batch norm in eval mode: per channel a factor and a shift."""
+    norm, place = _given(node)
+    if place != 0 or not isinstance(norm, fx.Node):
+        return None
+    if norm.target is not aten._native_batch_norm_legit_no_training.default:
+        return None
+    x, weight, bias, mean, var, _, eps = _given(norm)
+    mean, var = constant(module, mean), constant(module, var)
+    if mean is None or var is None:
+        return None
+    scale = 1.0 / torch.sqrt(var.double() + eps)
+    weight, bias = constant(module, weight), constant(module, bias)
+    if weight is not None:
+        scale = scale * weight.double()
+    shift = -mean.double() * scale + (0.0 if bias is None else bias.double())
+    return Meaning("norm", (x,), None, {"scale": scale, "shift": shift, "through": norm})
+
+
+def _add(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    a, b = _given(node)[:2]
+    both = isinstance(a, fx.Node) and isinstance(b, fx.Node)
+    if not both or node.kwargs.get("alpha", 1) != 1 or shape_of(a) is None or shape_of(a) != shape_of(b):
+        return None
+    return Meaning("add", (a, b))
+
+
+def _max_pool(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    x, kernel, stride, padding, dilation, ceil = _arguments(
+        node, ("input", _NEEDED), ("kernel_size", _NEEDED), ("stride", []), ("padding", 0), ("dilation", 1),
+        ("ceil_mode", False),
+    )  # fmt: skip
+    if _pair(dilation) != (1, 1) or ceil or len(shape_of(node) or ()) != 4:
+        return None
+    numbers = {"kernel": _pair(kernel), "stride": _pair(stride or kernel), "padding": _pair(padding)}
+    return Meaning("max_pool", (x,), 1, numbers)
+
+
+def _mean(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    """Over all places of an image."""
+    x, shape = _given(node)[0], shape_of(node)
+    if not isinstance(x, fx.Node) or len(shape_of(x) or ()) != 4 or shape is None:
+        return None
+    if node.target is aten.mean.dim:
+        if sorted(axis % 4 for axis in _given(node)[1]) != [2, 3] or node.kwargs.get("dtype") is not None:
+            return None
+    elif shape[2:] != (1, 1):
+        return None
+    return Meaning("mean", (x,), 1)
+
+
+def _flatten(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    """``[N, C, H, W]`` to ``[N, C * H * W]``."""
+    x, shape = _given(node)[0], shape_of(node)
+    before = shape_of(x) if isinstance(x, fx.Node) else None
+    if shape is None or before is None or len(shape) != 2 or len(before) < 2 or not isinstance(shape[1], int):
+        return None
+    inner = before[1:]
+    if not all(isinstance(length, int) for length in inner) or torch.Size(inner).numel() != shape[1]:
+        return None
+    return Meaning("flatten", (x,), 1)
+
+
+def _gelu(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    kind = "gelu_tanh" if node.kwargs.get("approximate", "none") == "tanh" else "gelu"
+    return _activation(kind)(module, node)
+
+
+def _activation(name: str) -> Callable[[fx.GraphModule, fx.Node], Meaning | None]:
+    def read(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+        x = _given(node)[0]
+        return Meaning("activation", (x,), None, {"activation": name}) if isinstance(x, fx.Node) else None
+
+    return read
+
+
+def _same(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    x = _given(node)[0]
+    return Meaning("same", (x,)) if isinstance(x, fx.Node) and shape_of(x) == shape_of(node) else None
+
+
+OPERATORS: dict[Any, Callable[[fx.GraphModule, fx.Node], Meaning | None]] = {
+    aten.linear.default: _linear,
+    aten.conv2d.default: _conv,
+    operator.getitem: _norm,
+    aten.add.Tensor: _add,
+    aten.max_pool2d.default: _max_pool,
+    aten.adaptive_avg_pool2d.default: _mean,
+    aten.mean.dim: _mean,
+    aten.view.default: _flatten,
+    aten.reshape.default: _flatten,
+    aten.relu.default: _activation("relu"),
+    aten.gelu.default: _gelu,
+    aten.silu.default: _activation("silu"),
+    aten.clone.default: _same,
+    aten.alias.default: _same,
+    aten.dropout.default: _same,
+}
+"""Operator -> (graph, node) -> its meaning, or None where its arguments are not for the runtime."""
+
+
+def meaning(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    """What a node means to the runtime; None: it stays with torch."""
+    if node.op != "call_function" or node.target not in OPERATORS or shape_of(node) is None:
+        return None
+    return OPERATORS[node.target](module, node)
