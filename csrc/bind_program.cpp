@@ -96,6 +96,12 @@ void secateur::bind_program(nb::module_& m) {
                           const Place& y, int activation) {
              new (self) Add(table, floats, x, other, y, activation);
            }, "table"_a, "floats"_a, "x"_a, "other"_a.none(), "y"_a, "activation"_a);
+  nb::class_<secateur::LayerNorm, Step>(m, "LayerNorm")
+      .def("__init__", [](secateur::LayerNorm* self, const KernelTable& table, size_t features, size_t lanes, const Place& x,
+                          const Place& y, uintptr_t scale, uintptr_t shift, float eps) {
+             new (self) secateur::LayerNorm(table, features, lanes, x, y, reinterpret_cast<const float*>(scale),
+                                            reinterpret_cast<const float*>(shift), eps);
+           }, "table"_a, "features"_a, "lanes"_a, "x"_a, "y"_a, "scale"_a, "shift"_a, "eps"_a);
   nb::class_<Program>(m, "Program")
       .def(nb::init<size_t, size_t, std::vector<size_t>, std::vector<size_t>>(), "lanes"_a, "arena"_a, "inputs"_a,
            "outputs"_a)

@@ -37,6 +37,7 @@ struct KernelTable {
   to_panel_fn* to_panel;
   from_panel_fn* from_panel;
   add_fn* add;
+  layer_norm_fn* layer_norm;
 };
 
 // A line of kernels.def as this machine sees it.

@@ -197,4 +197,21 @@ void Add::run(const Frame& frame, size_t) const {
   table_.add(frame.arena + x_.at, has_other_ ? frame.arena + other_.at : nullptr, frame.arena + y_.at, floats_, activation_);
 }
 
+LayerNorm::LayerNorm(const KernelTable& table, size_t features, size_t lanes, Place x, Place y, const float* scale,
+                     const float* shift, float eps)
+    : table_(table), features_(features), lanes_(lanes), x_(x), y_(y), eps_(eps) {
+  check_lanes(lanes);
+  if (features == 0) refuse("a layer norm needs features");
+  if (x.where != Place::arena || y.where != Place::arena) refuse("layer norm works in the arena");
+  if (scale != nullptr) scale_.assign(scale, scale + features);
+  if (shift != nullptr) shift_.assign(shift, shift + features);
+}
+
+void LayerNorm::run(const Frame& frame, size_t) const {
+  float* const y = frame.arena + y_.at;
+  zero_rows(y, features_, 0, features_, lanes_);
+  table_.layer_norm(frame.arena + x_.at, y, features_, lanes_, scale_.empty() ? nullptr : scale_.data(),
+                    shift_.empty() ? nullptr : shift_.data(), eps_);
+}
+
 }  // namespace secateur

@@ -75,4 +75,19 @@ class Add : public Step {
   int activation_;
 };
 
+class LayerNorm : public Step {
+ public:
+  // scale and shift: one per feature, copied, or null.
+  LayerNorm(const KernelTable& table, size_t features, size_t lanes, Place x, Place y, const float* scale, const float* shift,
+            float eps);
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  const KernelTable& table_;
+  size_t features_, lanes_;
+  Place x_, y_;
+  std::vector<float> scale_, shift_;
+  float eps_;
+};
+
 }  // namespace secateur

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "layout.h"
+#include "norm.h"
 #include "panels.h"
 #include "single.h"
 
@@ -35,5 +36,9 @@
   }                                                                                                                     \
   void secateur_add_##isa(const float* x, const float* other, float* y, size_t n, int activation) {                     \
     add_of<L>(x, other, y, n, activation);                                                                              \
+  }                                                                                                                     \
+  void secateur_layer_norm_##isa(const float* x, float* y, size_t features, size_t width, const float* scale,           \
+                                 const float* shift, float eps) {                                                       \
+    norm_of<L>(x, y, features, width, scale, shift, eps);                                                               \
   }                                                                                                                     \
   }

@@ -78,4 +78,8 @@ typedef void from_panel_fn(const float* panel, size_t n, size_t stride, size_t f
 
 // y = activation(x + other), n floats; other may be null.
 typedef void add_fn(const float* x, const float* other, float* y, size_t n, int activation);
+
+// Layer norm of a panel[features][width] with its rows of zeros; scale and shift may be null.
+typedef void layer_norm_fn(const float* x, float* y, size_t features, size_t width, const float* scale, const float* shift,
+                           float eps);
 }

@@ -42,7 +42,7 @@ class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 8)
-        self.norm = nn.LayerNorm(24)
+        self.norm = nn.Softmax(1)
 
     def forward(self, x: Tensor, scale: float = 2.0) -> dict[str, Tensor]:
         hidden = F.silu(self.a(x))
@@ -61,6 +61,19 @@ class Crossing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first = self.a(x)
         return self.b(first + torch.cumsum(first, 1))
+
+
+class Normed(nn.Module):
+    """Layer norms run in the program; one that would open it goes along, one of two axes does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(24, 24), nn.Linear(24, 24)
+        self.first, self.second, self.both = nn.LayerNorm(24), nn.LayerNorm(24), nn.LayerNorm((3, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(self.first(x)) + x
+        return self.both(self.b(F.gelu(self.second(hidden))) + hidden)
 
 
 class Attention(nn.Module):
@@ -89,7 +102,13 @@ def sparse_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("model", "shape", "programs"),
-    [(lenet, (1, 12, 12), 1), (Branches, (24,), 2), (Crossing, (16,), 2), (Attention, (5, 32), 3)],
+    [
+        (lenet, (1, 12, 12), 1),
+        (Branches, (24,), 2),
+        (Crossing, (16,), 2),
+        (Normed, (3, 24), 1),
+        (Attention, (5, 32), 3),
+    ],
 )
 def test_the_same_answers_for_any_number_of_samples(model: Any, shape: tuple[int, ...], programs: int) -> None:
     dense = sparse(model())

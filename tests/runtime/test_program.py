@@ -39,7 +39,10 @@ def doubled(tensor: Tensor | None) -> Tensor | None:
 
 
 def in_float64(graph: Graph, inputs: list[Tensor]) -> list[Tensor]:
-    nodes = tuple(replace(node, weight=doubled(node.weight), bias=doubled(node.bias)) for node in graph.nodes)
+    nodes = tuple(
+        replace(node, weight=doubled(node.weight), bias=doubled(node.bias), scale=doubled(node.scale))
+        for node in graph.nodes
+    )
     return reference(replace(graph, nodes=nodes), [x.double() for x in inputs])
 
 
@@ -63,7 +66,7 @@ def branches(layout: str) -> Graph:
         layer(5, 7, 100, layout),
     )
     shapes = {f"v{i}": (100,) for i in range(1, 6)} | {"v0": (50,), "v6": (7,)}
-    return Graph(nodes, shapes, ("v0",), ("v6", "v4"))
+    return Graph(nodes, shapes, ("v0",), ("v6", "v4", "v1"))
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
@@ -91,6 +94,26 @@ def test_a_sum_of_inputs(activation: str | None) -> None:
     inputs = [torch.randn(5, 101), torch.randn(5, 101)]
     found = Program(graph, {}, 16, poison=True).run(inputs)[0]
     assert torch.allclose(found.double(), in_float64(graph, inputs)[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("features", [1, 17, 96, 200])
+def test_layer_norm(isa: str, lanes: int, affine: bool, features: int) -> None:
+    """Far from zero: the mean must be taken out before squares are summed. What reads it finds zeros between its runs."""
+    torch.manual_seed(features)
+    scale, shift = (torch.randn(features), torch.randn(features)) if affine else (None, None)
+    nodes = (
+        Node(kind="layer_norm", inputs=("x",), output="v0", scale=scale, bias=shift, eps=1e-5),
+        layer(0, 20, features, "even"),
+    )
+    graph = Graph(nodes, {"x": (features,), "v0": (features,), "v1": (20,)}, ("x",), ("v0", "v1"))
+    program = program_of(graph, "csr" if lanes == 1 else "even", lanes, isa)
+    for samples in (1, lanes + 3):
+        inputs = [torch.randn(samples, features) + 50.0]
+        for found, wanted in zip(program.run(inputs), in_float64(graph, inputs), strict=True):
+            assert torch.allclose(found.double(), wanted, atol=3e-4, rtol=1e-4)
 
 
 def test_an_image_goes_in_flat() -> None:
@@ -123,7 +146,7 @@ def test_many_threads_share_a_program() -> None:
 def test_steps_are_timed_by_the_value_they_make() -> None:
     graph = branches("rows")
     times = program_of(graph, "rows", 16, core.active.isa).time([torch.randn(16, 50)])
-    assert [name for name, _ in times] == ["in", "v1", "v2", "v3", "v4", "v5", "v6", "out"]
+    assert [name for name, _ in times] == ["in", "v1", "v2", "v3", "v4", "v5", "v6", "out", "out"]
     assert all(us > 0 for _, us in times)
 
 

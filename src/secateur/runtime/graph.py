@@ -31,6 +31,7 @@ class Node:
         activation: a name of ``secateur.runtime.ACTIVATIONS``.
         residual: whether the last input is one.
         stride, padding, kernel: of convolutions and pools; groups of convolutions.
+        scale, eps: of layer norms, whose shift is ``bias``.
     """
 
     kind: str
@@ -45,6 +46,8 @@ class Node:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     groups: int = 1
+    scale: Tensor | None = None
+    eps: float = 0.0
 
     @property
     def sparsity(self) -> float:
@@ -103,6 +106,9 @@ KINDS: dict[str, Kind] = {
     "max_pool": Kind(lambda node, x: F.max_pool2d(x, node.kernel, node.stride, node.padding), "largest of a window"),
     "mean": Kind(lambda _, x: x.mean((2, 3), keepdim=True), "mean over all places"),
     "flatten": Kind(lambda _, x: x.flatten(1), "an image as a row of numbers"),
+    "layer_norm": Kind(
+        lambda node, x: F.layer_norm(x, x.shape[-1:], node.scale, node.bias, node.eps), "layer norm over the features"
+    ),
     "add": Kind(lambda _, x: x, "a sum, or an activation alone"),
 }
 WEIGHTED = frozenset({"linear", "conv"})

@@ -46,7 +46,7 @@ class Program:
         ValueError: a layout does not run at these lanes, or the core is absent.
     """
 
-    __slots__ = ("graph", "lanes", "names", "native")
+    __slots__ = ("_shape", "graph", "lanes", "names", "native")
 
     def __init__(
         self, graph: Graph, weights: Mapping[str, Packed], lanes: int, table: Any = None, poison: bool = False
@@ -56,6 +56,7 @@ class Program:
         build = _Build(graph, weights, lanes, table)
         self.graph, self.lanes = graph, lanes
         self.names, self.native = build.finish()
+        self._shape = graph.shapes[graph.outputs[0]]
         if poison:
             self.native.poison()
 
@@ -72,6 +73,12 @@ class Program:
         outputs = [torch.empty((samples, *self.graph.shapes[name])) for name in self.graph.outputs]
         self.native.run([x.data_ptr() for x in inputs], [y.data_ptr() for y in outputs], samples)
         return outputs
+
+    def run_one(self, x: Tensor) -> Tensor:
+        """As `run`, for a program with one input and one output: what small networks pay for each call counts."""
+        y = torch.empty((x.shape[0], *self._shape))
+        self.native.run_one(x.data_ptr(), y.data_ptr(), x.shape[0])
+        return y
 
     def time(self, inputs: Sequence[Tensor]) -> list[tuple[str, float]]:
         """Microseconds of each step under the value that it makes; conversions are ``in`` and ``out``."""
@@ -114,7 +121,7 @@ class _Build:
         self._arena = _Arena()
         self._at: dict[str, int] = {}  # values in the arena
         self._rows = {name: place for place, name in enumerate(graph.inputs)}  # row-major inputs
-        self._left = {name: len(graph.readers(name)) for name in graph.shapes}
+        self._left = {name: sum(node.inputs.count(name) for node in graph.nodes) for name in graph.shapes}
         for name in graph.outputs:
             self._left[name] += 1
 
@@ -191,6 +198,23 @@ class _Build:
         self._step(node.output, core.Add, floats, x, other, self.arena(node.output), ACTIVATIONS[node.activation][0])
         self._read(node)
 
+    def layer_norm(self, node: Node) -> None:
+        x = self.panel(node.inputs[0])
+        self._take(node.output)
+        scale, shift = (None if v is None else v.detach().float().contiguous() for v in (node.scale, node.bias))
+        self._step(
+            node.output,
+            core.LayerNorm,
+            self.graph.floats(node.output),
+            self.lanes,
+            x,
+            self.arena(node.output),
+            0 if scale is None else scale.data_ptr(),
+            0 if shift is None else shift.data_ptr(),
+            node.eps,
+        )
+        self._read(node)
+
     def flatten(self, node: Node) -> None:
         """Another name for a row-major input."""
         x = node.inputs[0]
@@ -211,5 +235,6 @@ def runs(kind: str) -> bool:
 _STEPS: dict[str, Callable[[_Build, Node], None]] = {
     "linear": _Build.linear,
     "add": _Build.add,
+    "layer_norm": _Build.layer_norm,
     "flatten": _Build.flatten,
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from secateur.deploy.pack.operators import Meaning, sample_shape
@@ -62,15 +62,9 @@ class _Lowering:
             case "add":
                 return self._add(node, reads)
             case _:
-                fields = {k: v for k, v in numbers.items() if k not in {"parameter", "weight", "bias"}}
-                weight, bias = numbers.get("weight"), numbers.get("bias")
+                fields = {k: _taken(v) for k, v in numbers.items() if k != "parameter"}
                 name = numbers.get("parameter", node.name).removesuffix(".weight")
-                self._nodes.append(
-                    Node(
-                        kind=found.kind, output=node.name, inputs=reads, name=name, weight=_taken(weight),
-                        bias=_taken(bias), **fields,
-                    )
-                )  # fmt: skip
+                self._nodes.append(Node(kind=found.kind, output=node.name, inputs=reads, name=name, **fields))
                 return node.name
 
     def _maker(self, name: str) -> int | None:
@@ -132,9 +126,6 @@ def _known(node: fx.Node, lead: int) -> tuple[int, ...]:
     return shape
 
 
-def _taken(tensor: Tensor | None) -> Tensor | None:
-    """Without gradients; later changes of the model are not ours to see."""
-    if tensor is None:
-        return None
-    with torch.no_grad():
-        return tensor.detach().clone()
+def _taken(value: Any) -> Any:
+    """Tensors without gradients, of our own: later changes of the model are not ours to see."""
+    return value.detach().clone() if isinstance(value, Tensor) else value

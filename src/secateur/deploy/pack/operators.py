@@ -127,6 +127,22 @@ def _norm(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     return Meaning("norm", (x,), None, {"scale": scale, "shift": shift, "through": norm})
 
 
+def _layer_norm(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    """Over the last axis alone."""
+    x, lengths, weight, bias, eps = _arguments(
+        node, ("input", _NEEDED), ("normalized_shape", _NEEDED), ("weight", None), ("bias", None), ("eps", 1e-5)
+    )
+    scale, shift, shape = constant(module, weight), constant(module, bias), shape_of(node)
+    if (
+        len(lengths) != 1
+        or shape is None
+        or (weight is not None and scale is None)
+        or (bias is not None and shift is None)
+    ):
+        return None
+    return Meaning("layer_norm", (x,), len(shape) - 1, {"scale": scale, "bias": shift, "eps": eps})
+
+
 def _add(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     a, b = _given(node)[:2]
     both = isinstance(a, fx.Node) and isinstance(b, fx.Node)
@@ -194,6 +210,7 @@ OPERATORS: dict[Any, Callable[[fx.GraphModule, fx.Node], Meaning | None]] = {
     aten.conv2d.default: _conv,
     operator.getitem: _norm,
     aten.add.Tensor: _add,
+    aten.layer_norm.default: _layer_norm,
     aten.max_pool2d.default: _max_pool,
     aten.adaptive_avg_pool2d.default: _mean,
     aten.mean.dim: _mean,

@@ -92,8 +92,11 @@ class PackedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own."""
+        run = self._parts.run
+        if type(run) is RegionModule:  # makes no gradients of its own
+            return run.forward(*args, **kwargs)
         with torch.no_grad():
-            return self._parts.run(*args, **kwargs)
+            return run(*args, **kwargs)
 
     def explain(self) -> Explanation:
         """Where the time goes, layer by layer, as measured when the model was packed.

@@ -87,6 +87,7 @@ def find_regions(module: fx.GraphModule) -> list[Region]:
     """
     meanings: dict[fx.Node, Meaning] = {}
     leads: dict[fx.Node, int] = {}
+    readers: dict[tuple[fx.Node, int], list[fx.Node]] = {}  # of values from outside
     growing = _Growing()
     inner = _insides(module)
     for node in module.graph.nodes:
@@ -99,7 +100,14 @@ def find_regions(module: fx.GraphModule) -> list[Region]:
             growing.visit(node, None)
             continue
         meanings[node], leads[node] = found, lead
-        growing.visit(node, [source for source in _joined(found) if leads.get(source) == _read_lead(found, lead)])
+        read = _read_lead(found, lead)
+        joins = [source for source in _joined(found) if leads.get(source) == read]
+        for value in found.values:
+            if value not in joins:  # layers that read the same value from outside share its conversion
+                others = readers.setdefault((value, read), [])
+                joins += others[:1]
+                others.append(node)
+        growing.visit(node, joins)
     groups: dict[int, list[fx.Node]] = {}
     for node in growing.region:
         groups.setdefault(growing.find(growing.region[node]), []).append(node)
