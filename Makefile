@@ -51,7 +51,7 @@ RUN := SECATEUR_REQUIRE_NATIVE=1 $(PY)
 PYTEST = $(RUN) -m pytest --junitxml=$(JUNIT)/$@.xml
 SCRIPTS = $$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
 
-.PHONY: help env demo test check lint format types structure doctest examples sanitizers neon browser docs bench readme clean FORCE
+.PHONY: help env demo test check lint format types structure doctest examples sanitizers tsan neon browser docs bench readme clean FORCE
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,7 +68,7 @@ demo: $(STAMPS)/demo  ## install, then train, prune and measure two small networ
 test: $(STAMPS)/dev  ## the tests
 	$(PYTEST) tests --ignore=tests/structure -m 'not browser' -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: lint types structure test doctest examples sanitizers neon demo browser docs  ## everything that CI runs
+check: lint types structure test doctest examples sanitizers tsan neon demo browser docs  ## everything that CI runs
 
 lint: $(STAMPS)/dev  ## formatting and lint
 	$(PY) -m ruff format --check .
@@ -93,6 +93,9 @@ examples: $(STAMPS)/dev  ## run every file of examples/
 
 sanitizers: $(STAMPS)/dev  ## address and undefined-behaviour sanitizers on the native core
 	PYTHON=$(PY) bash tools/sanitizers.sh
+
+tsan:  ## the thread pool under the thread sanitizer
+	bash tools/tsan.sh
 
 neon: $(STAMPS)/dev  ## the native core cross-compiled for aarch64, run under qemu
 	PYTHON=$(PY) bash tools/neon.sh

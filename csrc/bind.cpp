@@ -160,6 +160,7 @@ NB_MODULE(_core, m) {
   // After an error the traceback keeps objects until the interpreter ends; that is nothing to print reports about.
   nb::set_leak_warnings(false);
   bind_table(m);
+  secateur::bind_pool(m);
   secateur::bind_program(m);
   nb::class_<MaskTable>(m, "MaskTable")
       .def(nb::init<const KernelTable&, const std::vector<uintptr_t>&, const std::vector<std::vector<int64_t>>&>(),

@@ -107,6 +107,10 @@ void secateur::bind_program(nb::module_& m) {
            "outputs"_a)
       .def("add", [](Program& program, std::shared_ptr<Step> step) { program.add(std::move(step)); })
       .def("poison", &Program::poison)
+      .def("share", [](Program& program, size_t threads, const std::string& backend, std::vector<double> step_us) {
+             if (backend != "own" && backend != "gomp") throw std::invalid_argument("backend: 'own' and 'gomp' are allowed");
+             program.share(threads, backend == "own" ? secateur::Backend::own : secateur::Backend::gomp, std::move(step_us));
+           }, "threads"_a, "backend"_a, "step_us"_a)
       .def_prop_ro("steps", &Program::steps)
       .def("run", run, "inputs"_a, "outputs"_a, "samples"_a)
       .def("run_one", run_one, "x"_a, "y"_a, "samples"_a)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The core under the address and undefined-behaviour sanitizers: the C++ driver, then tests/native and tests/runtime on a sanitized
 # extension module. PYTHON=... chooses the interpreter; more arguments go to pytest.
-# The core starts no thread yet, so there is nothing for the thread sanitizer to see.
+# The thread pool has a script of its own, with the thread sanitizer: tools/tsan.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${PYTHON:-python3}")

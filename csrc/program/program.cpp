@@ -1,8 +1,10 @@
 #include "program.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <limits>
+#include <new>
 #include <stdexcept>
 
 #if defined(__linux__)
@@ -62,15 +64,91 @@ Frame Program::Lease::frame(const float* const* inputs, float* const* outputs, s
   return {arena_->memory.get(), arena_->inputs.data(), arena_->outputs.data(), std::min(program_.lanes_, samples - first)};
 }
 
+void Program::share(size_t threads, Backend backend, std::vector<double> step_us) {
+  if (step_us.size() != steps_.size()) throw std::invalid_argument("program: one time per step is needed");
+  threads_ = std::max<size_t>(threads, 1);
+  backend_ = backend;
+  step_us_ = std::move(step_us);
+  chunk_us_ = 0;
+  for (double us : step_us_) chunk_us_ += us;
+}
+
 void Program::run(const float* const* inputs, float* const* outputs, size_t samples) const {
+  if (threads_ > 1 && samples > lanes_) return run_chunks(inputs, outputs, samples);
   Lease lease(*this);
-  for (size_t first = 0; first < samples; first += lanes_) {
-    const Frame frame = lease.frame(inputs, outputs, first, samples);
-    for (const auto& step : steps_) {
-      const size_t pieces = step->pieces();
-      for (size_t piece = 0; piece < pieces; ++piece) step->run(frame, piece);
+  if (threads_ == 1) {
+    for (size_t first = 0; first < samples; first += lanes_) {
+      const Frame frame = lease.frame(inputs, outputs, first, samples);
+      for (const auto& step : steps_) {
+        const size_t pieces = step->pieces();
+        for (size_t piece = 0; piece < pieces; ++piece) step->run(frame, piece);
+      }
     }
+  } else if (samples > 0) {
+    const bool own = backend_ == Backend::own;
+    const Session session(own ? threads_ : 1, own ? chunk_us_ : 0);
+    run_steps(lease.frame(inputs, outputs, 0, samples));
   }
+}
+
+// The pieces of one step, one chunk.
+void Program::run_steps(const Frame& frame) const {
+  struct Context {
+    const Step* step;
+    const Frame* frame;
+    std::atomic<bool> failed{false};
+  };
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    Context context{steps_[i].get(), &frame};
+    const size_t pieces = steps_[i]->pieces();
+    // A fork and join costs less than a microsecond where the workers are awake, and some pieces are much shorter.
+    const size_t threads = step_us_[i] < 2 ? 1 : threads_;
+    Pool::instance().parallel_for(
+        pieces, threads,
+        [](void* data, size_t piece) {
+          Context& here = *static_cast<Context*>(data);
+          try {
+            here.step->run(*here.frame, piece);
+          } catch (const std::bad_alloc&) {  // nothing may be thrown through the threads of a pool
+            here.failed = true;
+          }
+        },
+        &context, step_us_[i], backend_);
+    if (context.failed) throw std::bad_alloc();
+  }
+}
+
+// Whole chunks, each thread in an arena of its own.
+void Program::run_chunks(const float* const* inputs, float* const* outputs, size_t samples) const {
+  struct Context {
+    const Program* program;
+    const float* const* inputs;
+    float* const* outputs;
+    size_t samples;
+    std::atomic<bool> failed{false};
+  };
+  Context context{this, inputs, outputs, samples};
+  const size_t chunks = (samples + lanes_ - 1) / lanes_;
+  const double us = chunk_us_ * double(chunks);
+  const bool own = backend_ == Backend::own;
+  const Session session(own ? threads_ : 1, own ? us : 0);
+  Pool::instance().parallel_for(
+      chunks, threads_,
+      [](void* data, size_t chunk) {
+        Context& here = *static_cast<Context*>(data);
+        const Program& program = *here.program;
+        try {
+          Lease lease(program);
+          const Frame frame = lease.frame(here.inputs, here.outputs, chunk * program.lanes_, here.samples);
+          for (const auto& step : program.steps_) {
+            for (size_t piece = 0; piece < step->pieces(); ++piece) step->run(frame, piece);
+          }
+        } catch (const std::bad_alloc&) {
+          here.failed = true;
+        }
+      },
+      &context, us, backend_);
+  if (context.failed) throw std::bad_alloc();
 }
 
 std::vector<double> Program::time(const float* const* inputs, float* const* outputs, size_t samples) const {

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <vector>
 
+#include "../pool/pool.h"
 #include "scratch.h"
 #include "step.h"
 
@@ -22,6 +23,10 @@ class Program {
   size_t steps() const { return steps_.size(); }
 
   void run(const float* const* inputs, float* const* outputs, size_t samples) const;
+
+  // From now on `threads` take part at most, the caller among them. step_us: what each step takes on one thread for a
+  // whole chunk; steps that are not worth a second thread stay with the caller.
+  void share(size_t threads, Backend backend, std::vector<double> step_us);
 
   // Seconds that each step takes over all samples. For the choice of kernels and for people.
   std::vector<double> time(const float* const* inputs, float* const* outputs, size_t samples) const;
@@ -47,10 +52,17 @@ class Program {
     std::unique_ptr<Arena> arena_;
   };
 
+  void run_chunks(const float* const* inputs, float* const* outputs, size_t samples) const;
+  void run_steps(const Frame& frame) const;
+
   size_t lanes_, floats_;
   std::vector<size_t> inputs_, outputs_;
   std::vector<std::shared_ptr<const Step>> steps_;
   bool poisoned_ = false;
+  size_t threads_ = 1;
+  Backend backend_ = Backend::own;
+  std::vector<double> step_us_;
+  double chunk_us_ = 0;
   mutable std::mutex shelf_lock_;
   mutable std::vector<std::unique_ptr<Arena>> shelf_;
 };

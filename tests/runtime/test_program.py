@@ -125,6 +125,29 @@ def test_an_image_goes_in_flat() -> None:
         assert torch.allclose(found.double(), in_float64(graph, inputs)[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["own", "gomp"])
+@pytest.mark.parametrize("lanes", [1, 16, 64])
+def test_a_program_on_several_threads(lanes: int, backend: str) -> None:
+    """Inside a chunk the pieces of a step, in many chunks whole chunks; callers at the same time."""
+    sizes = (300, 500, 400, 200)
+    nodes = tuple(
+        layer(i, rows, cols, "csr", activation="relu") for i, (cols, rows) in enumerate(itertools.pairwise(sizes))
+    )
+    graph = Graph(nodes, {f"v{i}": (size,) for i, size in enumerate(sizes)}, ("v0",), ("v3",))
+    weights = {node.output: pack(node.weight, layout="csr") for node in nodes if node.weight is not None}
+    program = Program(graph, weights, lanes, poison=True, spread=True)
+    program.share(2, backend, [1000.0] * len(program.names))
+    core.pool_insist(True)
+    try:
+        inputs = [[torch.randn(samples, 300)] for samples in (1, lanes, 5 * lanes + 3)]
+        wanted = [in_float64(graph, x)[0] for x in inputs]
+        for _ in range(20):
+            for x, y in zip(inputs, wanted, strict=True):
+                assert torch.allclose(program.run(x)[0].double(), y, atol=2e-5, rtol=1e-5)
+    finally:
+        core.pool_insist(False)
+
+
 def test_many_threads_share_a_program() -> None:
     graph = chain("even")
     program = program_of(graph, "even", 16, core.active.isa)

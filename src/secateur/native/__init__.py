@@ -17,5 +17,6 @@ from secateur.native.bits import count_bits, pack_bits, unpack_bits
 from secateur.native.groups import nm_select
 from secateur.native.loading import available, isa
 from secateur.native.mask_set import MaskSet
+from secateur.native.threads import usable_threads
 
-__all__ = ["MaskSet", "available", "count_bits", "isa", "nm_select", "pack_bits", "unpack_bits"]
+__all__ = ["MaskSet", "available", "count_bits", "isa", "nm_select", "pack_bits", "unpack_bits", "usable_threads"]

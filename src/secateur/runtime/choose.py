@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from secateur.runtime.candidates import candidates
+from secateur.runtime.columns import RUN
 from secateur.runtime.formats import Packed, pack
 from secateur.runtime.graph import Graph, Node, reference
+from secateur.runtime.layouts import LAYOUTS
 from secateur.runtime.program import Program
 
 __all__ = ["Chosen", "LayerTime", "choose", "fits", "pack_layer"]
@@ -46,6 +49,7 @@ class Chosen:
 
     Attributes:
         program: with the chosen layouts.
+        backend: whose threads run it: ``one``, ``own`` or ``gomp``.
         layouts: output of a layer -> its layout.
         layers: a line per layer with a weight.
         other_us: all steps without a weight: conversions, sums, pools.
@@ -55,6 +59,7 @@ class Chosen:
     """
 
     program: Program
+    backend: str
     layouts: dict[str, str]
     layers: tuple[LayerTime, ...]
     other_us: float
@@ -68,12 +73,16 @@ class Chosen:
         return self.us < self.dense_us
 
 
-def pack_layer(node: Node, layout: str) -> Packed:
-    """The weight of a layer in a layout; ``dense`` keeps every zero."""
-    assert node.weight is not None
-    if layout == "dense":
-        return pack(node.weight, torch.ones_like(node.weight, dtype=torch.bool), "block16")
-    return pack(node.weight, layout=layout)
+def pack_layer(node: Node, layout: str, threads: int = 1) -> Packed:
+    """The weight of a layer in a layout, cut for so many threads; ``dense`` keeps every zero."""
+    weight = node.weight
+    assert weight is not None
+    mask = torch.ones_like(weight, dtype=torch.bool) if layout == "dense" else weight != 0
+    name = "block16" if layout == "dense" else layout
+    pieces = LAYOUTS[name].cut(*weight.shape, float(mask.float().mean()) if mask.numel() else 0.0)
+    if threads > 1:  # two to four pieces for each
+        pieces = replace(pieces, chunk=min(pieces.chunk, max(len(weight) // (3 * threads) // RUN, 1) * RUN))
+    return pack(weight, mask, name, pieces)
 
 
 def fits(graph: Graph, layouts: Mapping[str, str], lanes: int) -> bool:
@@ -84,7 +93,9 @@ def fits(graph: Graph, layouts: Mapping[str, str], lanes: int) -> bool:
     )
 
 
-def choose(graph: Graph, inputs: list[Tensor], lanes: int, given: Mapping[str, str] | None = None) -> Chosen:
+def choose(
+    graph: Graph, inputs: list[Tensor], lanes: int, given: Mapping[str, str] | None = None, threads: int = 1
+) -> Chosen:
     """Time every candidate of every layer, in turn, in the whole program, and keep the fastest.
 
     Args:
@@ -92,6 +103,7 @@ def choose(graph: Graph, inputs: list[Tensor], lanes: int, given: Mapping[str, s
         inputs: one per input of the graph, contiguous; their values do not matter.
         lanes: samples side by side.
         given: layouts that are known already; nothing is tried then.
+        threads: at most so many; one where that is faster.
 
     Returns:
         The program and its times.
@@ -117,12 +129,31 @@ def choose(graph: Graph, inputs: list[Tensor], lanes: int, given: Mapping[str, s
     program = Program(graph, {name: packed[name, layout] for name, layout in best.items()}, lanes)
     final = _step_times([program], inputs)[0]
     dense = _dense_times(graph, inputs)
-    us, dense_us = interleaved([lambda: program.run(inputs), lambda: reference(graph, inputs)])
+    shared = [] if threads == 1 else _shared(graph, best, lanes, threads, inputs)
+    runs = [("one", program), *shared]
+    *us, dense_us = interleaved([*(partial(run.run, inputs) for _, run in runs), lambda: reference(graph, inputs)])
+    fastest = us.index(min(us))
     layers = tuple(
         LayerTime(node.name, best[name], final[name], dense[name], by_layer[name]) for name, node in weighted.items()
     )
     other = sum(final.values()) - sum(layer.us for layer in layers)
-    return Chosen(program, best, layers, other, us, dense_us, len(inputs[0]))
+    backend, program = runs[fastest]
+    return Chosen(program, backend, best, layers, other, us[fastest], dense_us, len(inputs[0]))
+
+
+def _shared(
+    graph: Graph, layouts: Mapping[str, str], lanes: int, threads: int, inputs: list[Tensor]
+) -> list[tuple[str, Program]]:
+    """The program on several threads, ours and torch's."""
+    packed = {
+        node.output: pack_layer(node, layouts[node.output], threads) for node in graph.nodes if node.weight is not None
+    }
+    found: list[tuple[str, Program]] = []
+    for backend in ("own", "gomp"):
+        program = Program(graph, packed, lanes, spread=True)
+        program.share(threads, backend, [us for _, us in program.time([x[:lanes] for x in inputs])])
+        found.append((backend, program))
+    return found
 
 
 def _at(layouts: tuple[str, ...], i: int) -> str:

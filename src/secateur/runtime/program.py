@@ -41,6 +41,7 @@ class Program:
         lanes: samples side by side, one of ``LANES``.
         table: kernels of one instruction set; by default the active one.
         poison: begin every run in an arena of NaN, so that reading what was never written shows.
+        spread: lay steps out for several threads: values are turned to panels by a step of their own.
 
     Raises:
         ValueError: a layout does not run at these lanes, or the core is absent.
@@ -49,11 +50,17 @@ class Program:
     __slots__ = ("_shape", "graph", "lanes", "names", "native")
 
     def __init__(
-        self, graph: Graph, weights: Mapping[str, Packed], lanes: int, table: Any = None, poison: bool = False
+        self,
+        graph: Graph,
+        weights: Mapping[str, Packed],
+        lanes: int,
+        table: Any = None,
+        poison: bool = False,
+        spread: bool = False,
     ) -> None:
         if core is None:
             raise ValueError("programs run in the C++ core, which is absent: reinstall with a C++17 compiler")
-        build = _Build(graph, weights, lanes, table)
+        build = _Build(graph, weights, lanes, table, spread)
         self.graph, self.lanes = graph, lanes
         self.names, self.native = build.finish()
         self._shape = graph.shapes[graph.outputs[0]]
@@ -79,6 +86,16 @@ class Program:
         y = torch.empty((x.shape[0], *self._shape))
         self.native.run_one(x.data_ptr(), y.data_ptr(), x.shape[0])
         return y
+
+    def share(self, threads: int, backend: str, step_us: Sequence[float]) -> None:
+        """Run on several threads from now on: once, before anybody else calls it.
+
+        Args:
+            threads: at most so many, the caller's among them.
+            backend: ``own`` threads, or those of torch (``gomp``).
+            step_us: from `time`, for a chunk of ``lanes`` samples.
+        """
+        self.native.share(threads, backend, list(step_us))
 
     def time(self, inputs: Sequence[Tensor]) -> list[tuple[str, float]]:
         """Microseconds of each step under the value that it makes; conversions are ``in`` and ``out``."""
@@ -114,7 +131,8 @@ class _Arena:
 class _Build:
     """Lays the values of a graph out and makes its steps."""
 
-    def __init__(self, graph: Graph, weights: Mapping[str, Packed], lanes: int, table: Any) -> None:
+    def __init__(self, graph: Graph, weights: Mapping[str, Packed], lanes: int, table: Any, spread: bool) -> None:
+        self.spread = spread
         self.graph, self.weights, self.lanes = graph, weights, lanes
         self.table = core.active if table is None else table
         self.steps: list[tuple[str, Any]] = []
@@ -168,7 +186,7 @@ class _Build:
     def linear(self, node: Node) -> None:
         graph, x = self.graph, node.inputs[0]
         packed = self.weights[node.output]
-        alone = x in self._rows and x not in self._at and self._left[x] == 1
+        alone = not self.spread and x in self._rows and x not in self._at and self._left[x] == 1
         source = core.Place(core.Where.input, self._rows[x]) if alone else self.panel(x)
         residual = self.panel(node.inputs[1]) if node.residual else None
         last = node.output in graph.outputs and not graph.readers(node.output) and residual is None

@@ -21,6 +21,7 @@ from secateur.deploy.pack.region import RegionModule
 from secateur.deploy.pack.regions import Region, find_regions
 from secateur.model.quietly import quietly
 from secateur.native.loading import core
+from secateur.native.threads import usable_threads
 from secateur.runtime.choose import interleaved
 
 __all__ = ["PackedModel", "pack"]
@@ -138,7 +139,8 @@ def pack(
         model: dense or pruned, on the CPU; it is not changed. It runs in eval mode. Weights of programs are copied.
         example_inputs: a tensor, a tuple of arguments or a mapping of keywords; measured at this size. Other numbers of
             samples are measured when they are first met.
-        threads: 1 or None: programs run on one thread so far.
+        threads: that a program may use; None: as many as torch does, the processors allow and the container grants.
+            Each program runs on one where that was faster.
         dtype: float32 or None: other types are not built yet.
 
     Returns:
@@ -163,7 +165,7 @@ def pack(
     found = find_regions(module)
     if not found:
         return _dense(model, "no layer that the runtime knows has zeros in its weights")
-    regions = [RegionModule(lower(region), _leads(region)) for region in found]
+    regions = [RegionModule(lower(region), _leads(region), threads or usable_threads()) for region in found]
     stands_for: dict[fx.Node, fx.Node] = {}
     for i, (region, runner) in enumerate(zip(found, regions, strict=True)):
         module.add_submodule(f"program_{i}", runner)
@@ -175,8 +177,8 @@ def pack(
 
 
 def _check(model: nn.Module, threads: int | None, dtype: torch.dtype | None) -> None:
-    if threads not in (None, 1):
-        raise ValueError(f"threads={threads}: programs run on one thread so far; leave it out or give 1")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads}: expected 1 or more, or None for as many as torch uses")
     if dtype not in (None, torch.float32):
         raise ValueError(f"dtype={dtype}: only torch.float32 is built so far; leave it out")
     places = {(p.device.type, p.dtype) for p in model.parameters() if p.is_floating_point()}

@@ -26,11 +26,12 @@ class RegionModule(nn.Module):
     Args:
         graph: what to compute.
         leads: axes before those of a sample, per input.
+        threads: that a program may use.
     """
 
-    def __init__(self, graph: Graph, leads: tuple[int, ...]) -> None:
+    def __init__(self, graph: Graph, leads: tuple[int, ...], threads: int = 1) -> None:
         super().__init__()
-        self.graph, self.leads = graph, leads
+        self.graph, self.leads, self.threads = graph, leads, threads
         self.chosen: dict[int, Chosen] = {}  # size class -> what was measured
         self.given: dict[int, Given] = {}  # size class -> lanes and layouts that are known from before
         self._lock = threading.Lock()
@@ -83,9 +84,9 @@ class RegionModule(nn.Module):
                 some = [_some(x) for x in inputs]
                 if size in self.given:
                     lanes, layouts = self.given[size]
-                    self.chosen[size] = choose(self.graph, some, lanes, layouts)
+                    self.chosen[size] = choose(self.graph, some, lanes, layouts, self.threads)
                 else:
-                    found = [choose(self.graph, some, lanes) for lanes in _widths(len(some[0]))]
+                    found = [choose(self.graph, some, lanes, threads=self.threads) for lanes in _widths(len(some[0]))]
                     self.chosen[size] = min(found, key=lambda chosen: chosen.us)
             return self.chosen[size]
 
