@@ -101,7 +101,7 @@ def test_a_sum_of_inputs(activation: str | None) -> None:
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("features", [1, 17, 96, 200])
 def test_layer_norm(isa: str, lanes: int, affine: bool, features: int) -> None:
-    """Far from zero: the mean must be taken out before squares are summed. What reads it finds zeros between its runs."""
+    """Far from zero: the mean must be taken out before squares are summed. Its reader meets zeros between the runs."""
     torch.manual_seed(features)
     scale, shift = (torch.randn(features), torch.randn(features)) if affine else (None, None)
     nodes = (

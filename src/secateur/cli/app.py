@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.cli.bad_input import as_message
+from secateur.cli.bench import bench
 from secateur.cli.compress import compress
 from secateur.cli.demo import demo
 from secateur.cli.inspect import inspect
@@ -20,7 +21,7 @@ from secateur.cli.shrink import shrink
 
 __all__ = ["COMMANDS", "app"]
 
-COMMANDS: tuple[Callable[..., Any], ...] = (demo, methods, inspect, prune, shrink, compress, measure, report)
+COMMANDS: tuple[Callable[..., Any], ...] = (demo, methods, inspect, prune, shrink, compress, measure, bench, report)
 """In the order of the help text. Each is named by its function and explained by its docstring."""
 
 app = typer.Typer(

@@ -79,9 +79,10 @@ def pack_layer(node: Node, layout: str, threads: int = 1) -> Packed:
     assert weight is not None
     mask = torch.ones_like(weight, dtype=torch.bool) if layout == "dense" else weight != 0
     name = "block16" if layout == "dense" else layout
-    pieces = LAYOUTS[name].cut(*weight.shape, float(mask.float().mean()) if mask.numel() else 0.0)
+    rows, cols = weight.shape
+    pieces = LAYOUTS[name].cut(rows, cols, float(mask.float().mean()) if mask.numel() else 0.0)
     if threads > 1:  # two to four pieces for each
-        pieces = replace(pieces, chunk=min(pieces.chunk, max(len(weight) // (3 * threads) // RUN, 1) * RUN))
+        pieces = replace(pieces, chunk=min(pieces.chunk, max(rows // (3 * threads) // RUN, 1) * RUN))
     return pack(weight, mask, name, pieces)
 
 
