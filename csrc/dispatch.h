@@ -38,6 +38,11 @@ struct KernelTable {
   from_panel_fn* from_panel;
   add_fn* add;
   layer_norm_fn* layer_norm;
+  conv_blocks_fn* conv_blocks;
+  conv_rows_fn* conv_rows;
+  conv_gather_fn* conv_gather;
+  conv_pool_fn* conv_pool;
+  conv_mean_fn* conv_mean;
 };
 
 // A line of kernels.def as this machine sees it.

@@ -1,6 +1,7 @@
 // Every kernel of every room, declared for the instruction sets of this architecture.
 #pragma once
 
+#include "conv/kernels.h"
 #include "mask/kernels.h"
 #include "spmm/kernels.h"
 

@@ -30,7 +30,7 @@ while IFS='|' read -r isa wanted flags; do
 done < <(sed -nE 's/^SECATEUR_ISA\((\w+), (\w+), "([^"]*)", "[^"]*"\)$/\1|\2|\3/p' csrc/kernels.def)
 [ "${#objects[@]}" -gt 1 ] || { echo "csrc/kernels.def names nothing for $architecture" >&2; exit 1; }
 
-for source in csrc/dispatch.cpp csrc/pool/*.cpp csrc/program/*.cpp csrc/spmm/packed.cpp csrc/tests/*.cpp; do
+for source in csrc/conv/*_*.cpp csrc/dispatch.cpp csrc/pool/*.cpp csrc/program/*.cpp csrc/spmm/packed.cpp csrc/tests/*.cpp; do
   compile "$source"
 done
 read -ra link <<<"${LDFLAGS:-}"

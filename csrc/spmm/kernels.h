@@ -17,6 +17,8 @@ enum secateur_activation {
   secateur_gelu,
   secateur_gelu_tanh,
   secateur_silu,
+  secateur_relu6,
+  secateur_hardswish,
   secateur_activations  // how many there are
 };
 

@@ -109,6 +109,12 @@ SECATEUR_INLINE Vector<L> error_function(Vector<L> u) {
   return u < 0.0f ? -result : result;
 }
 
+template <int L>
+SECATEUR_INLINE Vector<L> clamp6(Vector<L> x) {
+  const Vector<L> positive = x < 0.0f ? Vector<L>{} : x;
+  return positive > 6.0f ? splat<L>(6.0f) : positive;  // NaN stays
+}
+
 // As torch has them, infinities and NaN included.
 template <int L>
 SECATEUR_INLINE Vector<L> activate(Vector<L> x, int activation) {
@@ -118,6 +124,8 @@ SECATEUR_INLINE Vector<L> activate(Vector<L> x, int activation) {
     // x/2 (1 + tanh u) = x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
     case secateur_gelu_tanh: return x / (exponential<L>(x * (x * x * 0.044715f + 1.0f) * -1.5957691f) + 1.0f);
     case secateur_silu: return x / (exponential<L>(-x) + 1.0f);
+    case secateur_relu6: return clamp6<L>(x);
+    case secateur_hardswish: return x * clamp6<L>(x + 3.0f) / 6.0f;
   }
   return x;
 }

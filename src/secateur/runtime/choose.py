@@ -13,12 +13,15 @@ from torch import Tensor
 
 from secateur.runtime.candidates import candidates
 from secateur.runtime.columns import RUN
+from secateur.runtime.conv_candidates import CONV_LAYOUTS, conv_candidates, cut_of
+from secateur.runtime.convolution import PackedConv
 from secateur.runtime.formats import Packed, pack
+from secateur.runtime.geometry import planes_of, window_of
 from secateur.runtime.graph import Graph, Node, reference
 from secateur.runtime.layouts import LAYOUTS
 from secateur.runtime.program import Program
 
-__all__ = ["Chosen", "LayerTime", "choose", "fits", "pack_layer"]
+__all__ = ["Chosen", "LayerTime", "choose", "fits", "interleaved", "layouts_of", "pack_layer"]
 
 _ROUNDS = 7
 _TRIES = 3  # runs in a round; the fastest counts
@@ -73,10 +76,27 @@ class Chosen:
         return self.us < self.dense_us
 
 
-def pack_layer(node: Node, layout: str, threads: int = 1) -> Packed:
+def layouts_of(graph: Graph, node: Node, lanes: int) -> tuple[str, ...]:
+    """What is worth timing for a layer."""
+    assert node.weight is not None
+    if node.kind != "conv":
+        return candidates(node.weight, lanes)
+    planes = planes_of(graph)
+    return conv_candidates(node.weight, planes[node.inputs[0]], planes[node.output], window_of(node))
+
+
+def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packed | PackedConv:
     """The weight of a layer in a layout, cut for so many threads; ``dense`` keeps every zero."""
     weight = node.weight
     assert weight is not None
+    if node.kind == "conv":
+        planes, window = planes_of(graph), window_of(node)
+        x, y = planes[node.inputs[0]], planes[node.output]
+        cut = cut_of(layout, x, y, window)
+        if threads > 1:
+            outputs = y.channels // window.groups
+            cut = replace(cut, chunk=-(-min(cut.chunk, max(outputs // (3 * threads), 1)) // cut.unit) * cut.unit)
+        return PackedConv(weight, cut, x, y, window, CONV_LAYOUTS[layout].dense)
     mask = torch.ones_like(weight, dtype=torch.bool) if layout == "dense" else weight != 0
     name = "block16" if layout == "dense" else layout
     rows, cols = weight.shape
@@ -90,7 +110,7 @@ def fits(graph: Graph, layouts: Mapping[str, str], lanes: int) -> bool:
     """Whether remembered layouts are ones that this graph could have been given."""
     weighted = [node for node in graph.nodes if node.weight is not None]
     return set(layouts) == {node.output for node in weighted} and all(
-        node.weight is not None and layouts[node.output] in candidates(node.weight, lanes) for node in weighted
+        layouts[node.output] in layouts_of(graph, node, lanes) for node in weighted
     )
 
 
@@ -110,13 +130,11 @@ def choose(
         The program and its times.
     """
     weighted = {node.output: node for node in graph.nodes if node.weight is not None}
-    tries = {
-        name: (given[name],) if given else candidates(node.weight, lanes)
-        for name, node in weighted.items()
-        if node.weight is not None
-    }
+    tries = {name: (given[name],) if given else layouts_of(graph, node, lanes) for name, node in weighted.items()}
     packed = {
-        (name, layout): pack_layer(weighted[name], layout) for name, layouts in tries.items() for layout in layouts
+        (name, layout): pack_layer(graph, weighted[name], layout)
+        for name, layouts in tries.items()
+        for layout in layouts
     }
     programs = [
         Program(graph, {name: packed[name, _at(layouts, i)] for name, layouts in tries.items()}, lanes)
@@ -128,7 +146,7 @@ def choose(
         by_layer[name] = {_at(layouts, i): steps[i][name] for i in range(len(layouts))}
     best = {name: min(times, key=times.__getitem__) for name, times in by_layer.items()}
     program = Program(graph, {name: packed[name, layout] for name, layout in best.items()}, lanes)
-    final = _step_times([program], inputs)[0]
+    final = _step_times([program], inputs, tries=1)[0]
     dense = _dense_times(graph, inputs)
     shared = [] if threads == 1 else _shared(graph, best, lanes, threads, inputs)
     runs = [("one", program), *shared]
@@ -147,7 +165,9 @@ def _shared(
 ) -> list[tuple[str, Program]]:
     """The program on several threads, ours and torch's."""
     packed = {
-        node.output: pack_layer(node, layouts[node.output], threads) for node in graph.nodes if node.weight is not None
+        node.output: pack_layer(graph, node, layouts[node.output], threads)
+        for node in graph.nodes
+        if node.weight is not None
     }
     found: list[tuple[str, Program]] = []
     for backend in ("own", "gomp"):
@@ -161,13 +181,14 @@ def _at(layouts: tuple[str, ...], i: int) -> str:
     return layouts[min(i, len(layouts) - 1)]
 
 
-def _step_times(programs: list[Program], inputs: list[Tensor]) -> list[dict[str, float]]:
+def _step_times(programs: list[Program], inputs: list[Tensor], tries: int | None = None) -> list[dict[str, float]]:
     """Of every program, step -> microseconds: the median over rounds in which the programs take turns."""
+    tries = _TRIES if tries is None else tries
     found: list[list[list[float]]] = [[] for _ in programs]
     for _ in range(_ROUNDS):
         for i, program in enumerate(programs):
-            tries = [[us for _, us in program.time(inputs)] for _ in range(_TRIES)]
-            found[i].append([min(values) for values in zip(*tries, strict=True)])
+            runs = [[us for _, us in program.time(inputs)] for _ in range(tries)]
+            found[i].append([min(values) for values in zip(*runs, strict=True)])
     times: list[dict[str, float]] = []
     for program, rounds in zip(programs, found, strict=True):
         middle = [median(values) for values in zip(*rounds, strict=True)]

@@ -30,7 +30,8 @@ class Node:
         bias: float32 ``[M]``.
         activation: a name of ``secateur.runtime.ACTIVATIONS``.
         residual: whether the last input is one.
-        stride, padding, kernel: of convolutions and pools; groups of convolutions.
+        stride, padding, kernel: of convolutions and pools; groups of convolutions; whether the zeros
+            around an image count for an average.
         scale, eps: of layer norms, whose shift is ``bias``.
     """
 
@@ -46,6 +47,7 @@ class Node:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     groups: int = 1
+    count_padding: bool = True
     scale: Tensor | None = None
     eps: float = 0.0
 
@@ -104,6 +106,10 @@ KINDS: dict[str, Kind] = {
     "linear": Kind(_linear, "W x + bias"),
     "conv": Kind(_conv, "a convolution in two dimensions"),
     "max_pool": Kind(lambda node, x: F.max_pool2d(x, node.kernel, node.stride, node.padding), "largest of a window"),
+    "average_pool": Kind(
+        lambda node, x: F.avg_pool2d(x, node.kernel, node.stride, node.padding, count_include_pad=node.count_padding),
+        "mean of a window",
+    ),
     "mean": Kind(lambda _, x: x.mean((2, 3), keepdim=True), "mean over all places"),
     "flatten": Kind(lambda _, x: x.flatten(1), "an image as a row of numbers"),
     "layer_norm": Kind(

@@ -20,6 +20,8 @@ ACTIVATIONS: dict[str | None, tuple[int, Callable[[Tensor], Tensor]]] = {
     "gelu": (2, F.gelu),
     "gelu_tanh": (3, lambda y: F.gelu(y, approximate="tanh")),
     "silu": (4, F.silu),
+    "relu6": (5, F.relu6),
+    "hardswish": (6, F.hardswish),
 }
 """Name -> number in the core, and the function itself."""
 
@@ -35,7 +37,8 @@ def linear(x: Tensor, weight: Packed, bias: Tensor | None = None, activation: st
         x: float32 ``[..., K]`` on the CPU. What is not contiguous is copied.
         weight: of shape ``(M, K)``, from `pack`.
         bias: float32 ``[M]``.
-        activation: None, ``relu``, ``gelu``, ``gelu_tanh`` or ``silu``.
+        activation: a key of ``ACTIVATIONS``: None, ``relu``, ``gelu``, ``gelu_tanh``, ``silu``, ``relu6`` or
+            ``hardswish``.
 
     Returns:
         float32 ``[..., M]``.

@@ -104,6 +104,8 @@ def _conv(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     if layer is None or isinstance(padding, str) or _pair(dilation) != (1, 1) or len(shape_of(node) or ()) != 4:
         return None
     kernel = tuple(layer["weight"].shape[2:])
+    if _pair(stride)[0] != _pair(stride)[1] or _pair(padding)[0] != _pair(padding)[1]:
+        return None
     numbers = {"stride": _pair(stride), "padding": _pair(padding), "groups": groups, "kernel": kernel}
     return Meaning("conv", (x,), 1, layer | numbers)
 
@@ -162,6 +164,17 @@ def _max_pool(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     return Meaning("max_pool", (x,), 1, numbers)
 
 
+def _average_pool(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    x, kernel, stride, padding, ceil, count, divisor = _arguments(
+        node, ("input", _NEEDED), ("kernel_size", _NEEDED), ("stride", []), ("padding", 0), ("ceil_mode", False),
+        ("count_include_pad", True), ("divisor_override", None),
+    )  # fmt: skip
+    if ceil or divisor is not None or len(shape_of(node) or ()) != 4:
+        return None
+    numbers = {"kernel": _pair(kernel), "stride": _pair(stride or kernel), "padding": _pair(padding)}
+    return Meaning("average_pool", (x,), 1, numbers | {"count_padding": bool(count)})
+
+
 def _mean(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     """Over all places of an image."""
     x, shape = _given(node)[0], shape_of(node)
@@ -192,6 +205,12 @@ def _gelu(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     return _activation(kind)(module, node)
 
 
+def _hardtanh(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    """As relu6 is exported."""
+    _, low, high = _arguments(node, ("input", _NEEDED), ("min_val", -1.0), ("max_val", 1.0))
+    return _activation("relu6")(module, node) if (low, high) == (0, 6) else None
+
+
 def _activation(name: str) -> Callable[[fx.GraphModule, fx.Node], Meaning | None]:
     def read(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
         x = _given(node)[0]
@@ -219,6 +238,10 @@ OPERATORS: dict[Any, Callable[[fx.GraphModule, fx.Node], Meaning | None]] = {
     aten.relu.default: _activation("relu"),
     aten.gelu.default: _gelu,
     aten.silu.default: _activation("silu"),
+    aten.relu6.default: _activation("relu6"),
+    aten.hardtanh.default: _hardtanh,
+    aten.hardswish.default: _activation("hardswish"),
+    aten.avg_pool2d.default: _average_pool,
     aten.clone.default: _same,
     aten.alias.default: _same,
     aten.dropout.default: _same,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.native.loading import PLAIN
 from secateur.runtime.choose import Chosen, choose
+from secateur.runtime.geometry import is_image
 from secateur.runtime.graph import Graph, reference
 from secateur.runtime.program import lanes_of
 
@@ -86,9 +87,17 @@ class RegionModule(nn.Module):
                     lanes, layouts = self.given[size]
                     self.chosen[size] = choose(self.graph, some, lanes, layouts, self.threads)
                 else:
-                    found = [choose(self.graph, some, lanes, threads=self.threads) for lanes in _widths(len(some[0]))]
+                    found = [
+                        choose(self.graph, some, lanes, threads=self.threads) for lanes in self._widths(len(some[0]))
+                    ]
                     self.chosen[size] = min(found, key=lambda chosen: chosen.us)
             return self.chosen[size]
+
+    def _widths(self, samples: int) -> tuple[int, ...]:
+        """Panels to try: images go one by one, and so may a few samples."""
+        if any(is_image(self.graph, value) for value in self.graph.shapes):
+            return (1,)
+        return (1, 16) if 1 < samples <= 8 else (lanes_of(samples),)
 
     def _checked(self, place: int, x: Tensor, samples: int) -> Tensor:
         """As ``[samples, *shape]``, contiguous."""
@@ -130,11 +139,6 @@ def size_class(samples: int) -> int:
         [1, 4, 16, 64, 128, 128]
     """
     return min(1 << max(samples - 1, 0).bit_length(), 128)
-
-
-def _widths(samples: int) -> tuple[int, ...]:
-    """Panels to try: a few samples may go one by one."""
-    return (1, 16) if 1 < samples <= 8 else (lanes_of(samples),)
 
 
 def _some(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from secateur.deploy.pack.operators import Meaning, meaning, sample_shape
-from secateur.runtime.program import runs
+from secateur.runtime.build import runs
 
 __all__ = ["Region", "find_regions"]
 
@@ -66,6 +66,10 @@ class _Growing:
         }
         self._beyond[mine] |= self.outside[node]
 
+    def fold(self, node: fx.Node) -> None:
+        """A node that was left outside belongs to what reads it after all."""
+        self.outside[node] = self._before(node)
+
     def _before(self, node: fx.Node) -> set[int]:
         found: set[int] = set()
         for source in node.all_input_nodes:
@@ -100,8 +104,10 @@ def find_regions(module: fx.GraphModule) -> list[Region]:
             growing.visit(node, None)
             continue
         meanings[node], leads[node] = found, lead
+        if found.kind == "norm":
+            growing.fold(found.numbers["through"])
         read = _read_lead(found, lead)
-        joins = [source for source in _joined(found) if leads.get(source) == read]
+        joins = [source for source in found.values if leads.get(source) == read]
         for value in found.values:
             if value not in joins:  # layers that read the same value from outside share its conversion
                 others = readers.setdefault((value, read), [])
@@ -139,11 +145,6 @@ def _fits(node: fx.Node, found: Meaning, lead: int, meanings: dict[fx.Node, Mean
         through = found.numbers["through"]
         return conv in meanings and meanings[conv].kind == "conv" and len(conv.users) == len(through.users) == 1
     return found.kind in {"activation", "same"} or runs(found.kind)
-
-
-def _joined(found: Meaning) -> tuple[fx.Node, ...]:
-    """A flattened value is another name of an input; inside a region it would have to be turned."""
-    return () if found.kind == "flatten" else found.values
 
 
 def _worth_it(nodes: list[fx.Node], meanings: dict[fx.Node, Meaning]) -> bool:

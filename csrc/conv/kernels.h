@@ -1,0 +1,71 @@
+// What a convolution kernel is: plain functions on raw memory, one thread, one image, float32.
+//
+// A value is `channels` planes, `stride` floats apart; a plane is rows of pixels with zeros around them (planes.h).
+// A sparse convolution walks tiles of output pixels. What a tile needs of a block of channels lies in the first cache,
+// aligned for every tap ("copied"), or is read where it is ("direct"); then all output channels run over it. Weights are
+// streams read from front to back: counts, offsets into that slice, values.
+// Files compiled for a higher instruction set include nothing of the C++ library (see mask/kernels.h).
+#pragma once
+
+#include "../spmm/kernels.h"
+
+extern "C" {
+
+// The streams of one chunk of output channels and one block of input channels. Trusted: checked once, at creation.
+// Groups of `unit` output channels share their offsets; they stand in any order, best by rising count.
+typedef struct {
+  const uint16_t* counts;  // per group: its number, then how many offsets it has (of each pattern)
+  const uint16_t* offsets;
+  const float* values;
+  size_t groups;
+  size_t unit;   // output channels of a group: 1, 2, 4
+  size_t shift;  // an offset counts steps of 2^shift floats
+} secateur_conv_stream;
+
+typedef struct {
+  const float* x;         // where offset 0 of this tile is
+  float* sums;            // [output channels of the chunk][vectors * lanes], between blocks of channels
+  const float* bias;      // of the chunk, or null
+  float* y;               // the tile's first pixel in the plane of the chunk's first output channel
+  const float* residual;  // likewise, or null
+  size_t y_stride, residual_stride;
+  const int32_t* out;   // per vector: where it goes, in floats from y (and from residual)
+  const int32_t* mask;  // [vectors * lanes]: all bits set for a pixel, none for a place that holds zero
+  size_t vectors, lanes;  // 8 or 16 floats in a vector
+  size_t channels;        // output channels of the chunk; the last group may have fewer than `unit`
+  int first, last;        // block of channels
+  int activation;
+} secateur_conv_tile;
+
+typedef void conv_fn(const secateur_conv_stream* stream, const secateur_conv_tile* tile);
+
+// Per group and offset `unit` values: single weights, and blocks along the outputs (a dense weight is made of such).
+typedef conv_fn conv_blocks_fn;
+
+// Unstructured, 2 or 4 output channels: offsets by occupancy pattern (bit r: channel r), a count per pattern from 1 on;
+// values of an offset in the order of its channels.
+typedef conv_fn conv_rows_fn;
+
+// Rows of `count` floats out of a plane, each `step` floats after the other: to[i * to_stride + j] = from[i * from_stride
+// + j * step], for j < floats, a multiple of 8. May read up to 16 * step floats more than it uses.
+typedef void conv_gather_fn(const float* from, size_t from_stride, size_t step, float* to, size_t to_stride, size_t rows,
+                            size_t floats);
+
+// Pooling of one plane.
+typedef struct {
+  const float* x;  // where the first tap of the first output pixel lies, outside the plane if there is padding
+  float* y;        // the first pixel
+  size_t x_row, y_row, step, kernel, rows, floats;  // floats: of a row of y, rounded up to 16
+  size_t height, padding;                           // of x
+  const float* inside;  // maximum: [kernel][floats], 0 where this column of the kernel meets a pixel, -inf elsewhere
+  const int32_t* mask;  // [floats], as in a tile
+  const float* scale;   // average: [floats], 1 / pixels of a row of the window
+  int average;          // 0: the maximum
+  int count_padding;    // average: rows of padding count, too
+} secateur_pool;
+
+typedef void conv_pool_fn(const secateur_pool* pool);
+
+// The sum of n floats, a multiple of 16, times `scale`.
+typedef float conv_mean_fn(const float* x, size_t n, float scale);
+}

@@ -1,0 +1,84 @@
+// What stands around convolutions: pooling, sums, and the ways of pixels into and out of planes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../dispatch.h"
+#include "../program/step.h"
+#include "planes.h"
+
+namespace secateur {
+
+// A row-major input [C][H][W] to planes.
+class ToPlanes : public Step {
+ public:
+  ToPlanes(const Planes& planes, Place from, Place to);
+  size_t pieces() const override { return planes_.channels; }
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  Planes planes_;
+  Place from_, to_;
+};
+
+// Planes to a row-major output, or, in the arena, to the panel of one sample (program/panel.h).
+class FromPlanes : public Step {
+ public:
+  FromPlanes(const Planes& planes, Place from, Place to);
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  Planes planes_;
+  Place from_, to_;
+};
+
+// y = activation(x + other), whatever their padding; other may be null.
+class AddPlanes : public Step {
+ public:
+  AddPlanes(const KernelTable& table, const Planes& x, const Planes* other, const Planes& y, Place from, const Place* second,
+            Place to, int activation);
+  size_t pieces() const override { return y_.channels; }
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  const KernelTable& table_;
+  Planes x_, other_, y_;
+  Place from_, second_, to_;
+  bool has_other_;
+  int activation_;
+};
+
+enum class Pooling { maximum, average, average_pixels };  // average_pixels: padding does not count
+
+class Pool : public Step {
+ public:
+  Pool(const KernelTable& table, Pooling kind, const Planes& x, const Planes& y, size_t kernel, size_t step, size_t padding,
+       Place from, Place to);
+  size_t pieces() const override { return y_.channels; }
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  const KernelTable& table_;
+  Pooling kind_;
+  Planes x_, y_;
+  size_t kernel_, step_, padding_;
+  Place from_, to_;
+  size_t floats_;
+  std::vector<float> inside_, scale_;
+  std::vector<int32_t> mask_;
+};
+
+// The mean of each plane, to a row-major output or a panel of one sample.
+class GlobalMean : public Step {
+ public:
+  GlobalMean(const KernelTable& table, const Planes& x, Place from, Place to);
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  const KernelTable& table_;
+  Planes x_;
+  Place from_, to_;
+};
+
+}  // namespace secateur

@@ -1,0 +1,73 @@
+// Pooling of one plane.
+#pragma once
+
+#include "gather.h"
+
+namespace {
+
+template <int L>
+SECATEUR_INLINE Vector<L> load_step(const float* p, size_t step) {
+  if (step == 1) return load<L>(p);
+  if (step == 2) return load_even<L>(p);
+  float taken[L];
+  for (size_t i = 0; i < L; ++i) taken[i] = p[i * step];
+  return load<L>(taken);
+}
+
+// As torch: NaN wins.
+template <int L>
+SECATEUR_INLINE Vector<L> larger(Vector<L> x, Vector<L> best) {
+  const Vector<L> most = x > best ? x : best;
+  return x != x ? x : most;
+}
+
+template <int L>
+SECATEUR_INLINE Vector<L> blank(Vector<L> x, const int32_t* mask) {
+  typedef typename Floats<L>::ints Ints;
+  typedef int32_t Loose __attribute__((vector_size(4 * L), aligned(4), may_alias));
+  return (Vector<L>)((Ints)x & (Ints) * reinterpret_cast<const Loose*>(mask));
+}
+
+template <int L>
+void pool_plane(const secateur_pool& pool) {
+  for (size_t row = 0; row < pool.rows; ++row) {
+    const size_t top = row * pool.step;  // of the window, in rows of x and padding
+    const size_t begin = top < pool.padding ? pool.padding - top : 0;
+    const size_t left = pool.height + pool.padding - top;
+    const size_t end = left < pool.kernel ? left : pool.kernel;
+    const float share = 1.0f / float(pool.count_padding ? pool.kernel : end - begin);
+    for (size_t column = 0; column < pool.floats; column += L) {
+      Vector<L> best = pool.average ? Vector<L>{} : splat<L>(-__builtin_inff());
+      for (size_t h = begin; h < end; ++h) {
+        const float* x = pool.x + (top + h) * pool.x_row + column * pool.step;
+        for (size_t w = 0; w < pool.kernel; ++w) {
+          const Vector<L> pixels = load_step<L>(x + w, pool.step);
+          if (pool.average) {
+            best += pixels;
+          } else {
+            const Vector<L> inside = load<L>(pool.inside + w * pool.floats + column);
+            best = larger<L>(inside < 0.0f ? inside : pixels, best);
+          }
+        }
+      }
+      if (pool.average) best *= load<L>(pool.scale + column) * share;
+      store<L>(pool.y + row * pool.y_row + column, blank<L>(best, pool.mask + column));
+    }
+  }
+}
+
+template <int L>
+float mean(const float* x, size_t n, float scale) {
+  Vector<L> sums[16 / L] = {};
+  for (size_t i = 0; i < n; i += 16) {
+    for (size_t v = 0; v < 16 / L; ++v) sums[v] += load<L>(x + i + v * L);
+  }
+  float lanes[16];
+  for (size_t v = 0; v < 16 / L; ++v) store<L>(lanes + v * L, sums[v]);
+  for (size_t step = 8; step > 0; step /= 2) {
+    for (size_t i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+  }
+  return lanes[0] * scale;
+}
+
+}  // namespace

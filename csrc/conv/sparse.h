@@ -1,0 +1,236 @@
+// The sparse convolution as templates over a vector of `L` floats. The sums of a group of output channels over V vectors
+// of pixels live in registers while the weights stream by: a weight is broadcast once for V products.
+// The anonymous namespace gives each including file its own copy, compiled with its own flags and never merged.
+#pragma once
+
+#include "../spmm/vectors.h"
+#include "kernels.h"
+
+namespace {
+
+template <int L, int R, int V>
+struct Sums {
+  Vector<L> at[R][V];
+};
+
+// Part of a tile: V hardware vectors of L floats from `column` on, of a tile `width` floats wide.
+struct Part {
+  const secateur_conv_tile& tile;
+  size_t column, width;
+};
+
+template <int L, int R, int V>
+SECATEUR_INLINE void begin(Sums<L, R, V>& sums, const Part& part, size_t row) {
+#pragma GCC unroll 4
+  for (size_t r = 0; r < R; ++r) {
+    if (part.tile.first) {
+      const float bias = part.tile.bias != nullptr && row + r < part.tile.channels ? part.tile.bias[row + r] : 0.0f;
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) sums.at[r][v] = splat<L>(bias);
+    } else {
+      const float* from = part.tile.sums + (row + r) * part.width + part.column;
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) sums.at[r][v] = load<L>(from + L * v);
+    }
+  }
+}
+
+template <int L>
+__attribute__((noinline)) void activate_floats(float* y, size_t n, int activation) {
+  for (size_t i = 0; i < n; i += L) store<L>(y + i, activate<L>(load<L>(y + i), activation));
+}
+
+template <int L>
+SECATEUR_INLINE Vector<L> masked(Vector<L> x, const int32_t* mask) {
+  typedef typename Floats<L>::ints Ints;
+  typedef int32_t Loose __attribute__((vector_size(4 * L), aligned(4), may_alias));
+  return (Vector<L>)((Ints)x & (Ints) * reinterpret_cast<const Loose*>(mask));
+}
+
+// Residual, activation, and zeros where no pixel is; then to the planes.
+template <int L, int V>
+SECATEUR_INLINE void finish(Vector<L> (&sums)[V], const Part& part, size_t row) {
+  const secateur_conv_tile& tile = part.tile;
+  const int bits = L == 16 || tile.lanes == 16 ? 4 : 3;
+  const auto out = [&part, bits](size_t v) {  // a vector of the tile may be several of the hardware
+    const size_t column = part.column + v * L;
+    return size_t(part.tile.out[column >> bits]) + (column & ((size_t(1) << bits) - 1));
+  };
+  float* y = tile.y + row * tile.y_stride;
+  const int32_t* mask = tile.mask + part.column;
+  if (tile.residual != nullptr) {
+    const float* residual = tile.residual + row * tile.residual_stride;
+#pragma GCC unroll 16
+    for (size_t v = 0; v < V; ++v) sums[v] += load<L>(residual + out(v));
+  }
+  if (tile.activation == secateur_relu) {
+#pragma GCC unroll 16
+    for (size_t v = 0; v < V; ++v) sums[v] = sums[v] < 0.0f ? Vector<L>{} : sums[v];  // NaN stays
+  } else if (tile.activation != secateur_none) {
+    float* memory = tile.sums + row * part.width + part.column;
+#pragma GCC unroll 16
+    for (size_t v = 0; v < V; ++v) store<L>(memory + L * v, sums[v]);
+    activate_floats<L>(memory, L * V, tile.activation);
+#pragma GCC unroll 16
+    for (size_t v = 0; v < V; ++v) sums[v] = load<L>(memory + L * v);
+  }
+#pragma GCC unroll 16
+  for (size_t v = 0; v < V; ++v) store<L>(y + out(v), masked<L>(sums[v], mask + L * v));
+}
+
+template <int L, int R, int V>
+SECATEUR_INLINE void end(Sums<L, R, V>& sums, const Part& part, size_t row) {
+#pragma GCC unroll 4
+  for (size_t r = 0; r < R; ++r) {
+    if (!part.tile.last) {
+      float* to = part.tile.sums + (row + r) * part.width + part.column;
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) store<L>(to + L * v, sums.at[r][v]);
+    } else if (row + r < part.tile.channels) {
+      finish<L, V>(sums.at[r], part, row + r);
+    }
+  }
+}
+
+// Products of R output channels with the V vectors at x.
+template <int L, int R, int V>
+SECATEUR_INLINE void add_products(Sums<L, R, V>& sums, const float* x, const float* values) {
+  if constexpr (R == 1) {
+    const Vector<L> weight = splat<L>(values[0]);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) sums.at[0][v] += weight * load<L>(x + L * v);
+  } else {
+    Vector<L> weights[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) weights[r] = splat<L>(values[r]);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) {
+      const Vector<L> pixels = load<L>(x + L * v);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) sums.at[r][v] += weights[r] * pixels;
+    }
+  }
+}
+
+template <int L, int R, int V>
+void blocks_of(const secateur_conv_stream& stream, const Part& part) {
+  const uint16_t* counts = stream.counts;
+  const uint16_t* offset = stream.offsets;
+  const float* value = stream.values;
+  const float* x = part.tile.x + part.column;
+  const size_t shift = stream.shift;
+  for (size_t group = 0; group < stream.groups; ++group, counts += 2) {
+    const size_t row = counts[0] * size_t(R), n = counts[1];
+    Sums<L, R, V> sums;
+    begin(sums, part, row);
+    size_t i = 0;
+    if constexpr (R * V < 4) {  // too few chains for the latency of an addition
+      Sums<L, R, V> other{};
+      for (; i + 2 <= n; i += 2) {
+        add_products(sums, x + (size_t(offset[i]) << shift), value + i * R);
+        add_products(other, x + (size_t(offset[i + 1]) << shift), value + i * R + R);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) sums.at[r][v] += other.at[r][v];
+      }
+    }
+    for (; i < n; ++i) add_products(sums, x + (size_t(offset[i]) << shift), value + i * R);
+    end(sums, part, row);
+    offset += n;
+    value += n * R;
+  }
+}
+
+// `n` offsets that all have pattern P.
+template <int P, int L, int R, int V>
+SECATEUR_INLINE void run_pattern(Sums<L, R, V>& sums, size_t n, const float* x, size_t shift, const uint16_t*& offset,
+                                 const float*& value) {
+  constexpr int rows = (P & 1) + (P >> 1 & 1) + (P >> 2 & 1) + (P >> 3 & 1);
+  for (const uint16_t* const end = offset + n; offset != end; ++offset, value += rows) {
+    const float* pixels = x + (size_t(*offset) << shift);
+    Vector<L> weights[rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) weights[r] = splat<L>(value[r]);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) {
+      const Vector<L> loaded = load<L>(pixels + L * v);
+      int next = 0;
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        if (P >> r & 1) sums.at[r][v] += weights[next++] * loaded;
+      }
+    }
+  }
+}
+
+template <int P, int L, int R, int V>
+SECATEUR_INLINE void run_patterns(Sums<L, R, V>& sums, const uint16_t* counts, const float* x, size_t shift,
+                                  const uint16_t*& offset, const float*& value) {
+  if constexpr (P < 1 << R) {
+    run_pattern<P>(sums, counts[P - 1], x, shift, offset, value);
+    run_patterns<P + 1>(sums, counts, x, shift, offset, value);
+  }
+}
+
+template <int L, int R, int V>
+void rows_of(const secateur_conv_stream& stream, const Part& part) {
+  const uint16_t* counts = stream.counts;
+  const uint16_t* offset = stream.offsets;
+  const float* value = stream.values;
+  for (size_t group = 0; group < stream.groups; ++group, counts += 1 << R) {
+    const size_t row = counts[0] * size_t(R);
+    Sums<L, R, V> sums;
+    begin(sums, part, row);
+    run_patterns<1>(sums, counts + 1, part.tile.x + part.column, stream.shift, offset, value);
+    end(sums, part, row);
+  }
+}
+
+// A tile as parts that fit the registers, as equal as can be; each part reads the weights anew.
+struct Blocks {
+  template <int L, int R, int V>
+  static SECATEUR_INLINE void run(const secateur_conv_stream& stream, const Part& part) {
+    blocks_of<L, R, V>(stream, part);
+  }
+};
+
+struct Rows {
+  template <int L, int R, int V>
+  static SECATEUR_INLINE void run(const secateur_conv_stream& stream, const Part& part) {
+    rows_of<L, R, V>(stream, part);
+  }
+};
+
+template <typename Kernel, int L, int R, int V>
+SECATEUR_INLINE void run_part(const secateur_conv_stream& stream, const Part& part, size_t vectors) {
+  if constexpr (V > 0) {
+    if (vectors == size_t(V)) return Kernel::template run<L, R, V>(stream, part);
+    run_part<Kernel, L, R, V - 1>(stream, part, vectors);
+  }
+}
+
+template <typename Kernel, int L, int R, int MOST>
+void run_tile(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {
+  const size_t width = tile->vectors * tile->lanes, total = width / L;
+  size_t parts = (total + MOST - 1) / MOST;
+  for (size_t at = 0; at < total; --parts) {
+    const size_t vectors = (total - at + parts - 1) / parts;
+    run_part<Kernel, L, R, MOST>(*stream, {*tile, at * L, width}, vectors);
+    at += vectors;
+  }
+}
+
+template <typename Kernel, int L, int ONE, int TWO, int FOUR>
+SECATEUR_INLINE void run_units(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {
+  switch (stream->unit) {
+    case 1:
+      if constexpr (ONE > 0) run_tile<Kernel, L, 1, ONE>(stream, tile);
+      return;
+    case 2: return run_tile<Kernel, L, 2, TWO>(stream, tile);
+    case 4: return run_tile<Kernel, L, 4, FOUR>(stream, tile);
+  }
+}
+
+}  // namespace

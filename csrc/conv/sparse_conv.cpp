@@ -1,0 +1,229 @@
+#include "sparse_conv.h"
+
+#include "../program/scratch.h"
+
+namespace secateur {
+namespace {
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("convolution: " + what); }
+
+constexpr size_t slack = 256;  // floats behind the arena that may be read
+
+size_t rounded(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+}  // namespace
+
+void Window::check(const Planes& x, const Planes& y) const {
+  const auto fits = [this](size_t kernel, size_t in, size_t out) {
+    return in + 2 * padding >= dilation * (kernel - 1) + 1 && (in + 2 * padding - dilation * (kernel - 1) - 1) / step + 1 == out;
+  };
+  constexpr size_t most = 256;
+  const auto small = [](size_t n) { return n >= 1 && n <= most; };
+  if (!small(height) || !small(width) || !small(step) || !small(dilation)) refuse("kernel, step and dilation are 1 to 256");
+  if (groups < 1 || x.channels % groups != 0 || y.channels % groups != 0) refuse("the groups do not divide the channels");
+  if (padding > x.pad) refuse("the value has fewer places of padding than are needed");
+  if (!fits(height, x.height, y.height) || !fits(width, x.width, y.width)) refuse("the sizes of x and y do not fit the window");
+}
+
+SparseConv::SparseConv(const KernelTable& table, const Planes& x, const Planes& y, const Window& window,
+                       const ConvCut& cut, const ConvStreams& streams, Place from, Place to, const Place* residual,
+                       const float* bias, int activation)
+    : table_(table),
+      x_(x),
+      y_(y),
+      window_(window),
+      cut_(cut),
+      from_(from),
+      to_(to),
+      residual_(residual == nullptr ? Place{} : *residual),
+      has_residual_(residual != nullptr),
+      activation_(activation) {
+  window.check(x, y);
+  cut_.block = std::min(cut_.block, inputs());
+  choose_kernel();
+  check();
+  if (bias != nullptr) bias_.assign(bias, bias + y.channels);
+  cut_.direct ? cut_direct() : cut_copied();
+  walk(streams);
+}
+
+void SparseConv::choose_kernel() {
+  if (cut_.layout == "blocks") {
+    kernel_ = table_.conv_blocks;
+  } else if (cut_.layout == "rows") {
+    kernel_ = table_.conv_rows;
+  } else {
+    refuse("layout '" + cut_.layout + "' is none of blocks, rows");
+  }
+  const bool fits = cut_.unit == 2 || cut_.unit == 4 || (cut_.unit == 1 && cut_.layout == "blocks");
+  if (!fits) refuse("groups of " + std::to_string(cut_.unit) + " output channels do not fit this layout");
+}
+
+void SparseConv::check() const {
+  if (activation_ < 0 || activation_ >= secateur_activations) refuse("there is no such activation");
+  if (from_.where != Place::arena || to_.where != Place::arena || residual_.where != Place::arena) {
+    refuse("planes lie in the arena");
+  }
+  if (cut_.lanes != 8 && cut_.lanes != 16) refuse("vectors have 8 or 16 lanes");
+  if (cut_.tile < 1 || cut_.tile > 64 || cut_.block < 1 || cut_.chunk < 1 || cut_.chunk > 32768 || cut_.chunk % cut_.unit) {
+    refuse("tile, block and chunk do not fit");
+  }
+  if (cut_.direct && (window_.step != 1 || x_.row != y_.row)) refuse("direct needs step 1 and equal rows of x and y");
+}
+
+// What a tile needs of a channel: for every column of the kernel, the rows of each phase (a phase of step 2: even rows,
+// or odd ones), shifted so that the pixels of a tap stand where its products go.
+void SparseConv::cut_copied() {
+  shift_ = 3;
+  row_ = rounded(y_.width, cut_.lanes);
+  const size_t tile = std::min(cut_.tile, y_.height), vectors = row_ / cut_.lanes;
+  phase_rows_.assign(window_.step, 0);
+  phase_.assign(window_.step, 0);
+  size_t rows = 0;
+  for (size_t f = 0; f < window_.step; ++f) {
+    phase_[f] = rows;
+    for (size_t h = 0; h < window_.height; ++h) {
+      if (h * window_.dilation % window_.step == f) phase_rows_[f] = tile + h * window_.dilation / window_.step;
+    }
+    rows += phase_rows_[f];
+  }
+  run_ = window_.width * rows * row_;
+  width_ = tile * row_;
+  if (row_ * tile > 4096) refuse("the tile is too large");
+  if (cut_.block > (size_t(1) << 20) / run_) refuse("the block is too large");
+  add_shape(tile * vectors);
+  for (size_t t = 0; t < tile; ++t) {
+    for (size_t v = 0; v < vectors; ++v) {
+      shapes_[0].out[t * vectors + v] = int32_t(t * y_.row + v * cut_.lanes);
+      for (size_t l = 0; l < cut_.lanes; ++l) {
+        shapes_[0].mask[(t * vectors + v) * cut_.lanes + l] = v * cut_.lanes + l < y_.width ? -1 : 0;
+      }
+    }
+  }
+  const size_t origin = x_.first - window_.padding * x_.row - window_.padding;
+  const size_t last = (y_.height - 1) * window_.step + (window_.height - 1) * window_.dilation;
+  const size_t read = origin + last * x_.row + (window_.width - 1) * window_.dilation + row_ * window_.step;
+  if (read > x_.stride + slack) refuse("the step is too large for this width");
+  for (size_t h = 0; h < y_.height; h += tile) {
+    tiles_.push_back({origin + h * window_.step * x_.row, y_.first + h * y_.row, std::min(tile, y_.height - h), 0});
+  }
+}
+
+// Runs of whole vectors over all pixels and the zeros between their rows.
+void SparseConv::cut_direct() {
+  shift_ = window_.height == 1 && window_.width == 1 ? 4 : 0;
+  const size_t total = rounded((y_.height - 1) * y_.row + y_.width, cut_.lanes) / cut_.lanes;
+  const size_t tile = std::min(cut_.tile, total);
+  const size_t count = (total + tile - 1) / tile;
+  width_ = tile * cut_.lanes;
+  const size_t origin = x_.first - window_.padding * x_.row - window_.padding;
+  for (size_t i = 0, at = 0; i < count; ++i) {
+    const size_t vectors = (total - at + count - i - 1) / (count - i);  // tiles as equal as can be
+    add_shape(vectors);
+    for (size_t v = 0; v < vectors; ++v) shapes_[i].out[v] = int32_t(v * cut_.lanes);
+    for (size_t l = 0; l < vectors * cut_.lanes; ++l) {
+      const size_t place = at * cut_.lanes + l;
+      shapes_[i].mask[l] = place % y_.row < y_.width && place / y_.row < y_.height ? -1 : 0;
+    }
+    tiles_.push_back({origin + at * cut_.lanes, y_.first + at * cut_.lanes, vectors, i});
+    at += vectors;
+  }
+}
+
+void SparseConv::add_shape(size_t vectors) {
+  shapes_.push_back({std::vector<int32_t>(vectors), std::vector<int32_t>(vectors * cut_.lanes)});
+}
+
+// The first offset that no stream of this block may have.
+size_t SparseConv::limit_of(size_t block) const {
+  const size_t n = inputs_of(block);
+  if (!cut_.direct) return n * run_ - width_ + 1;
+  return (n - 1) * x_.stride + (window_.height - 1) * window_.dilation * x_.row + (window_.width - 1) * window_.dilation + 1;
+}
+
+void SparseConv::walk(const ConvStreams& streams) {
+  const size_t header = cut_.layout == "rows" ? size_t(1) << cut_.unit : 2;
+  size_t counts = 0, offsets = 0, values = 0;
+  for (size_t piece = 0; piece < pieces(); ++piece) {
+    const size_t groups = (outputs_of(piece % chunks()) + cut_.unit - 1) / cut_.unit;
+    for (size_t block = 0; block < blocks(); ++block) {
+      const size_t limit = limit_of(block);
+      streams_.push_back({streams.counts + counts, streams.offsets + offsets, streams.values + values, groups, cut_.unit, shift_});
+      std::vector<bool> seen(groups);
+      for (size_t group = 0; group < groups; ++group, counts += header) {
+        if (streams.counts_length - counts < header) refuse("the counts are too short");
+        const uint16_t* count = streams.counts + counts;
+        if (count[0] >= groups || seen[count[0]]) refuse("every group of output channels stands once in a block");
+        seen[count[0]] = true;
+        size_t taken = 0, used = 0;
+        for (size_t p = 1; p < header; ++p) {
+          taken += count[p];
+          size_t rows = cut_.unit;
+          if (cut_.layout == "rows") rows = (p & 1) + (p >> 1 & 1) + (p >> 2 & 1) + (p >> 3 & 1);
+          used += rows * count[p];
+        }
+        if (streams.offsets_length - offsets < taken || streams.values_length - values < used) refuse("the streams are too short");
+        for (size_t i = 0; i < taken; ++i) {
+          if (size_t(streams.offsets[offsets + i]) << shift_ >= limit) refuse("an offset lies outside its block");
+        }
+        offsets += taken;
+        values += used;
+      }
+    }
+  }
+  if (counts != streams.counts_length || offsets != streams.offsets_length || values != streams.values_length) {
+    refuse("the streams are too long");
+  }
+}
+
+void SparseConv::gather(const float* x, const Tile& tile, size_t block, float* to) const {
+  const size_t cut = std::min(cut_.tile, y_.height) - tile.rows;  // the last tile has fewer rows
+  const float* plane = x + block * cut_.block * x_.stride + tile.x;
+  for (size_t c = 0; c < inputs_of(block); ++c, plane += x_.stride) {
+    for (size_t w = 0; w < window_.width; ++w) {
+      for (size_t f = 0; f < window_.step; ++f) {
+        if (phase_rows_[f] == 0) continue;
+        table_.conv_gather(plane + f * x_.row + w * window_.dilation, window_.step * x_.row, window_.step, to, row_,
+                           phase_rows_[f] - cut, row_);
+        to += phase_rows_[f] * row_;
+      }
+    }
+  }
+}
+
+void SparseConv::run(const Frame& frame, size_t piece) const {
+  const size_t group = piece / chunks(), chunk = piece % chunks();
+  const size_t first = group * outputs() + chunk * cut_.chunk, channels = outputs_of(chunk);
+  const size_t buffer = cut_.direct ? 0 : rounded(cut_.block * run_, Planes::vector) + Planes::vector;
+  float* const copied = scratch(buffer + rounded(channels, cut_.unit) * width_);
+  const float* const x = frame.arena + from_.at + group * inputs() * x_.stride;
+  float* const y = frame.arena + to_.at + first * y_.stride;
+  secateur_conv_tile work{};
+  work.sums = copied + buffer;
+  work.bias = bias_.empty() ? nullptr : bias_.data() + first;
+  work.y_stride = work.residual_stride = y_.stride;
+  work.lanes = cut_.lanes;
+  work.channels = channels;
+  work.activation = activation_;
+  y_.zero_margins(y, channels, cut_.direct ? y_.row : row_);
+  for (const Tile& tile : tiles_) {
+    work.y = y + tile.y;
+    if (has_residual_) work.residual = frame.arena + residual_.at + first * y_.stride + tile.y;
+    work.out = shapes_[tile.shape].out.data();
+    work.mask = shapes_[tile.shape].mask.data();
+    work.vectors = cut_.direct ? tile.rows : tile.rows * (row_ / cut_.lanes);
+    for (size_t block = 0; block < blocks(); ++block) {
+      if (cut_.direct) {
+        work.x = x + block * cut_.block * x_.stride + tile.x;
+      } else {
+        gather(x, tile, block, copied);
+        work.x = copied;
+      }
+      work.first = block == 0;
+      work.last = block + 1 == blocks();
+      kernel_(&streams_[piece * blocks() + block], &work);
+    }
+  }
+}
+
+}  // namespace secateur

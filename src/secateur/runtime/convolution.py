@@ -1,0 +1,82 @@
+"""A convolution's sparse weight, packed for one geometry and one way of cutting it."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from secateur.native.loading import core
+from secateur.runtime.conv_cuts import Cut, Planes, Window
+from secateur.runtime.conv_streams import pack_conv
+
+__all__ = ["PackedConv", "native_planes"]
+
+
+@final
+class PackedConv:
+    """The streams of a convolution. It holds copies: later changes of the dense weight do not reach it.
+
+    Args:
+        weight: float32 ``[M, C / groups, kh, kw]`` on the CPU; what is 0 is removed.
+        cut: how it is cut.
+        x: geometry of the input.
+        y: geometry of the output.
+        window: the kernel.
+        dense: keep the zeros too.
+    """
+
+    __slots__ = ("_streams", "cut", "window", "x", "y")
+
+    def __init__(self, weight: Tensor, cut: Cut, x: Planes, y: Planes, window: Window, dense: bool = False) -> None:
+        mask = torch.ones_like(weight, dtype=torch.bool) if dense else weight != 0
+        arrays = pack_conv(weight.detach().contiguous().numpy(), mask.numpy(), cut, x, y, window)
+        # In torch's own memory, which is aligned; torch reads and writes signed integers everywhere.
+        self._streams = tuple(
+            torch.from_numpy(array.view("i2") if array.dtype.kind == "u" else array).clone() for array in arrays
+        )
+        self.cut, self.x, self.y, self.window = cut, x, y, window
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all streams."""
+        return sum(stream.nbytes for stream in self._streams)
+
+    def step(self, table: Any, source: Any, target: Any, residual: Any, bias: Tensor | None, activation: int) -> Any:
+        """The step of the core.
+
+        Args:
+            table: kernels of one instruction set.
+            source: where the input lies.
+            target: where the output goes.
+            residual: where a value of the output's geometry lies, or None.
+            bias: float32 ``[M]``; copied.
+            activation: number of it in the core.
+        """
+        counts, offsets, values = self._streams
+        window, cut = self.window, self.cut
+        return core.SparseConv(
+            table,
+            self._streams,
+            native_planes(self.x),
+            native_planes(self.y),
+            core.Window(window.height, window.width, window.step, window.padding, window.dilation, window.groups),
+            core.ConvCut(cut.layout, cut.unit, cut.direct, cut.lanes, cut.tile, cut.block, cut.chunk),
+            counts.data_ptr(),
+            counts.numel(),
+            offsets.data_ptr(),
+            offsets.numel(),
+            values.data_ptr(),
+            values.numel(),
+            source,
+            target,
+            residual,
+            0 if bias is None else bias.data_ptr(),
+            activation,
+        )
+
+
+def native_planes(planes: Planes) -> Any:
+    """The core's own object."""
+    return core.Planes(planes.channels, planes.height, planes.width, planes.pad)
