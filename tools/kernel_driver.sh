@@ -24,7 +24,7 @@ while IFS='|' read -r isa wanted flags; do
   if [ "$wanted" = any ] || [ "$wanted" = "$architecture" ]; then
     read -ra isa_flags <<<"$flags"
     for room in $rooms; do
-      compile "csrc/$room/$isa.cpp" -fno-exceptions -fno-rtti -fvisibility=hidden "${isa_flags[@]}"
+      compile "csrc/$room/$isa.cpp" -fno-exceptions -fno-rtti -fno-math-errno -fvisibility=hidden "${isa_flags[@]}"
     done
   fi
 done < <(sed -nE 's/^SECATEUR_ISA\((\w+), (\w+), "([^"]*)", "[^"]*"\)$/\1|\2|\3/p' csrc/kernels.def)
