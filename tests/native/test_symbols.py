@@ -34,7 +34,8 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here
 def symbols(compiler: str, source: Path, flags: str, folder: Path) -> list[tuple[str, str]]:
     """(kind letter of nm, name) of every symbol of the compiled file."""
     target = folder / f"{source.stem}.o"
-    common = ["-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fvisibility=hidden", "-fno-lto"]
+    common = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"]
+    common += ["-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fno-lto"]
     subprocess.run([compiler, *common, *shlex.split(flags), "-c", str(source), "-o", str(target)], check=True)
     listing = subprocess.run(["nm", str(target)], check=True, capture_output=True, text=True).stdout
     return [(line[-2], line[-1]) for line in map(str.split, listing.splitlines())]

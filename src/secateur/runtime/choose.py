@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secateur.runtime.candidates import candidates
 from secateur.runtime.columns import RUN
-from secateur.runtime.conv_candidates import CONV_LAYOUTS, conv_candidates, cut_of
+from secateur.runtime.conv_layouts import named_cuts
 from secateur.runtime.convolution import PackedConv
 from secateur.runtime.formats import Packed, pack
 from secateur.runtime.geometry import planes_of, window_of
@@ -81,8 +81,7 @@ def layouts_of(graph: Graph, node: Node, lanes: int) -> tuple[str, ...]:
     assert node.weight is not None
     if node.kind != "conv":
         return candidates(node.weight, lanes)
-    planes = planes_of(graph)
-    return conv_candidates(node.weight, planes[node.inputs[0]], planes[node.output], window_of(node))
+    return tuple(named_cuts(graph, node))
 
 
 def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packed | PackedConv:
@@ -90,13 +89,9 @@ def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packe
     weight = node.weight
     assert weight is not None
     if node.kind == "conv":
-        planes, window = planes_of(graph), window_of(node)
-        x, y = planes[node.inputs[0]], planes[node.output]
-        cut = cut_of(layout, x, y, window)
-        if threads > 1:
-            outputs = y.channels // window.groups
-            cut = replace(cut, chunk=-(-min(cut.chunk, max(outputs // (3 * threads), 1)) // cut.unit) * cut.unit)
-        return PackedConv(weight, cut, x, y, window, CONV_LAYOUTS[layout].dense)
+        cut, dense = named_cuts(graph, node, 3 * threads if threads > 1 else 1)[layout]
+        planes = planes_of(graph)
+        return PackedConv(weight, cut, planes[node.inputs[0]], planes[node.output], window_of(node), dense)
     mask = torch.ones_like(weight, dtype=torch.bool) if layout == "dense" else weight != 0
     name = "block16" if layout == "dense" else layout
     rows, cols = weight.shape

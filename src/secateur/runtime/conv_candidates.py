@@ -1,83 +1,122 @@
-"""Ways to run a convolution that are worth timing, and how each is cut for its geometry."""
+"""Which cuts of a convolution are worth timing. The sizes come from measurements on a first cache of 32 KB."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from secateur.runtime.conv_cuts import Cut, Planes, Window
 
-__all__ = ["CONV_LAYOUTS", "conv_candidates", "cut_of"]
+__all__ = ["conv_candidates", "runs_direct"]
 
-_CACHE = 28 * 1024  # bytes of a block's pixels: the first cache, less what streams through it
-_FAR = 56 * 1024  # where every pixel is read once per weight, the second cache is as good
-_REACH = 65535  # steps that an offset of 16 bits can take
-
-
-@dataclass(frozen=True, slots=True)
-class ConvLayout:
-    """One row of the table: kernel, channels of a group, whether pixels are read where they are, whether zeros stay."""
-
-    kernel: str
-    unit: int
-    direct: bool
-    dense: bool = False
+_DIRECT = 13_000  # floats of pixels that a block of channels may take: 1x1 reads them once per chunk, in order
+_TAPS = 8_000  # the same where several taps read them
+_COPIED = 9_000
+_SPARSE = 0.07  # at lower densities blocks are larger: a row should keep 15 weights and more in a block
+_REACH = 65_535  # offsets have 16 bits
+_LONGEST = 14  # vectors that registers hold
 
 
-CONV_LAYOUTS: dict[str, ConvLayout] = {
-    "direct": ConvLayout("blocks", 1, True),
-    "direct2": ConvLayout("rows", 2, True),
-    "direct4": ConvLayout("rows", 4, True),
-    "copied": ConvLayout("blocks", 1, False),
-    "copied2": ConvLayout("rows", 2, False),
-    "copied4": ConvLayout("rows", 4, False),
-    "dense": ConvLayout("blocks", 4, False, dense=True),
-    "dense-direct": ConvLayout("blocks", 4, True, dense=True),
-    "depthwise": ConvLayout("blocks", 1, False, dense=True),
-    "depthwise-direct": ConvLayout("blocks", 1, True, dense=True),
-}
-"""Name -> how a convolution runs. Which one is fastest depends on geometry, sparsity and machine: measure."""
+def runs_direct(x: Planes, y: Planes, window: Window) -> bool:
+    """Whether a convolution can read its pixels where they are.
 
-
-def conv_candidates(weight: Tensor, x: Planes, y: Planes, window: Window) -> tuple[str, ...]:
-    """Names of ``CONV_LAYOUTS`` for a weight ``[M, C / groups, kh, kw]``."""
-    density = float((weight != 0).float().mean()) if weight.numel() else 0.0
-    ways = ("direct", "copied") if _can_be_direct(x, y, window) else ("copied",)
-    if weight.shape[1] == 1 and window.groups > 1:
-        return tuple(f"depthwise-{way}" if way == "direct" else "depthwise" for way in ways)
-    found = [way + group for way in ways for group in ("", "4" if density < 0.4 else "2")]
-    if 0.12 < density < 0.5:
-        found += [way + "2" for way in ways]
-    if density > 0.3:
-        found += ["dense-direct" if way == "direct" else "dense" for way in ways]
-    return tuple(found) if density < 0.7 else tuple(name for name in found if name.startswith("dense"))
-
-
-def cut_of(name: str, x: Planes, y: Planes, window: Window) -> Cut:
-    """The cut of a layout for one geometry: tiles that fill the registers, blocks of channels that fill the cache."""
-    layout = CONV_LAYOUTS[name]
-    inputs, outputs = x.channels // window.groups, y.channels // window.groups
-    taps = window.height * window.width
-    if layout.direct:
-        lanes, tile = 16, {1: 6}.get(taps, 12) if layout.unit == 1 else 4
-        tile = min(tile, -(-y.height * y.row // lanes))
-        floats = tile * lanes + (window.height - 1) * x.row + window.width
-        steps = x.stride if taps > 1 else x.stride // 16
-    else:
-        lanes = 8 if 0 < y.width % 16 <= 8 else 16
-        row = -(-y.width // lanes) * lanes
-        most = (14 if layout.unit == 1 else 8) * lanes
-        tile = max(1, min(y.height, most // row))
-        rows = tile * window.step + window.height - 1
-        floats = window.width * rows * row
-        steps = floats // 8
-    cache = _FAR if taps == 1 else _CACHE
-    block = max(1, min(inputs, cache // (4 * floats), _REACH // max(steps, 1) - 1))
-    block = -(-inputs // -(-inputs // block))
-    chunk = -(-min(outputs, 256) // layout.unit) * layout.unit
-    return Cut(layout.kernel, layout.unit, layout.direct, lanes, tile, block, chunk)
-
-
-def _can_be_direct(x: Planes, y: Planes, window: Window) -> bool:
+    Example:
+        >>> runs_direct(Planes(8, 14, 14, pad=1), Planes(8, 14, 14, pad=1), Window(1, 1))
+        True
+    """
     return window.step == 1 and x.row == y.row
+
+
+def conv_candidates(x: Planes, y: Planes, window: Window, density: float, threads: int = 1) -> list[Cut]:
+    """Two to four cuts, of which usually one is within 3 % of the best.
+
+    Args:
+        x: geometry of the input.
+        y: geometry of the output.
+        window: the kernel.
+        density: share of kept weights. 1 gives dense cuts, for weights that lost nothing.
+        threads: into how many pieces the output channels are cut at least, if there are enough.
+
+    Returns:
+        Cuts for `pack_conv`, the likeliest first.
+
+    Example:
+        >>> x = Planes(256, 14, 14, pad=1)
+        >>> [
+        ...     (cut.layout, cut.unit, cut.direct, cut.tile)
+        ...     for cut in conv_candidates(x, x, Window(3, 3, padding=1), 0.1)
+        ... ]
+        [('blocks', 1, False, 7), ('rows', 4, False, 7), ('blocks', 1, True, 12)]
+    """
+    if not 0 <= density <= 1 or threads < 1:
+        raise ValueError(f"density={density}, threads={threads}: expected a share from 0 to 1 and at least one thread")
+    outputs = y.channels // window.groups
+    if density == 1 and outputs >= 2:
+        units = [("blocks", 4 if outputs > 2 else 2)]
+    elif outputs == 1 or density < _SPARSE:
+        units = [("blocks", 1)]
+    else:
+        units = [("blocks", 1), ("rows", 4 if outputs > 2 else 2)]
+        units = units[::-1] if density >= 0.15 else units
+    cuts: list[Cut] = []
+    for direct in _ways(x, y, window):
+        for layout, unit in units:
+            chunk = -(-outputs // threads)
+            chunk = min(-(-chunk // unit) * unit, 32768)
+            lanes, tile, block = (_direct if direct else _copied)(x, y, window, density, unit)
+            cuts.append(Cut(layout, unit, direct, lanes, tile, block, chunk))
+    return cuts[:3] if len(cuts) > 3 else cuts
+
+
+def _ways(x: Planes, y: Planes, window: Window) -> list[bool]:
+    """Direct or copied, the likelier first."""
+    if not runs_direct(x, y, window):
+        return [False]
+    if window.height * window.width == 1 or window.groups == x.channels:
+        return [True]
+    # Few output channels do not pay for the copy; wide maps lose more by rows rounded up than by loads across lines.
+    few = y.channels // window.groups <= 32 or -(-y.width // 16) * 16 > 1.13 * y.width > 40
+    return [True, False] if few or y.width >= 40 else [False, True]
+
+
+def _direct(x: Planes, y: Planes, window: Window, density: float, unit: int) -> tuple[int, int, int]:
+    pixels = (y.height - 1) * y.row + y.width
+    lanes = 8 if -(-pixels // 8) % 2 and pixels <= 8 * _LONGEST else 16
+    vectors = -(-pixels // lanes)
+    inputs = x.channels // window.groups
+    step, taps, shift = _reach(x, window)
+    if window.height * window.width == 1:
+        tile = min(vectors, 4 if unit == 4 else 6)
+        block = _DIRECT // (tile * lanes)
+    else:
+        tile = min(vectors, 12 if window.groups < x.channels else _LONGEST)
+        block = _TAPS // (tile * lanes + (window.height - 1) * x.row)
+    block = 2 * block if density < _SPARSE else block
+    return lanes, tile, _even(inputs, min(block, (_REACH - (taps >> shift)) // (step >> shift) + 1))
+
+
+def _copied(x: Planes, y: Planes, window: Window, density: float, unit: int) -> tuple[int, int, int]:
+    lanes = 16 if -(-y.width // 16) * 2 == -(-y.width // 8) else 8
+    if y.width > 24:  # the ends of long rows cost less than twice as many instructions
+        lanes = 16
+    vectors = -(-y.width // lanes)
+    tile = min(max(1, round((_LONGEST / 2 + 0.5) / vectors)), y.height)
+    rows = sum(tile + max(h * window.dilation // window.step for h in taps) for taps in _phases(window))
+    floats = window.width * rows * vectors * lanes
+    block = (_COPIED if window.height * window.width > 1 else _DIRECT) // floats
+    block = 2 * block if density < _SPARSE else block
+    return lanes, tile, _even(x.channels // window.groups, min(block, _REACH * 8 // floats))
+
+
+def _phases(window: Window) -> list[list[int]]:
+    """Rows of the kernel that share copied rows of pixels."""
+    places = [[h for h in range(window.height) if h * window.dilation % window.step == f] for f in range(window.step)]
+    return [taps for taps in places if taps]
+
+
+def _reach(x: Planes, window: Window) -> tuple[int, int, int]:
+    taps = (window.height - 1) * window.dilation * x.row + (window.width - 1) * window.dilation
+    return x.stride, taps, 4 if window.height * window.width == 1 else 0
+
+
+def _even(channels: int, most: int) -> int:
+    """Blocks as equal as can be."""
+    blocks = -(-channels // max(most, 1))
+    return -(-channels // blocks)

@@ -1,0 +1,42 @@
+"""The names of the ways to run a convolution, as choices, caches and people know them."""
+
+from __future__ import annotations
+
+from secateur.runtime.conv_candidates import conv_candidates
+from secateur.runtime.conv_cuts import Cut
+from secateur.runtime.geometry import planes_of, window_of
+from secateur.runtime.graph import Graph, Node
+
+__all__ = ["named_cuts"]
+
+_MOSTLY_ZEROS = 0.7  # above this density sparse kernels are not tried
+_MANY = 0.3  # and above this one the dense kernel is
+
+
+def named_cuts(graph: Graph, node: Node, threads: int = 1) -> dict[str, tuple[Cut, bool]]:
+    """Name -> (cut, whether zeros are kept), the likeliest first.
+
+    A name says where pixels are read (``direct``: where they are; ``copied``: aligned for every tap), and how many
+    output channels share their loads; ``dense`` stands before it where every weight is kept.
+
+    Args:
+        graph: that the node is of.
+        node: a convolution.
+        threads: into how many pieces the output channels are cut at least.
+    """
+    weight = node.weight
+    assert weight is not None
+    planes, window = planes_of(graph), window_of(node)
+    x, y = planes[node.inputs[0]], planes[node.output]
+    density = float((weight != 0).float().mean()) if weight.numel() else 0.0
+    found: dict[str, tuple[Cut, bool]] = {}
+    if density < _MOSTLY_ZEROS:
+        found |= {_name(cut): (cut, False) for cut in conv_candidates(x, y, window, density, threads)}
+    if density > _MANY:
+        found |= {f"dense-{_name(cut)}": (cut, True) for cut in conv_candidates(x, y, window, 1.0, threads)}
+    return found
+
+
+def _name(cut: Cut) -> str:
+    way = "direct" if cut.direct else "copied"
+    return f"{way}{cut.unit}" if cut.unit > 1 else way
