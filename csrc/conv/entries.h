@@ -6,23 +6,23 @@
 #include "sparse.h"
 
 // Vectors of L floats. ONE, TWO, FOUR: how many of them a group of so many output channels keeps in registers.
-#define SECATEUR_CONV(isa, L, ONE, TWO, FOUR)                                                                           \
-  extern "C" {                                                                                                          \
-  void secateur_conv_blocks_##isa(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {                 \
-    if (L > 8 && tile->lanes == 8) return run_units<Blocks, L < 8 ? L : 8, ONE, TWO, FOUR>(stream, tile);               \
-    run_units<Blocks, L, ONE, TWO, FOUR>(stream, tile);                                                                 \
-  }                                                                                                                     \
-  void secateur_conv_rows_##isa(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {                   \
-    if (L > 8 && tile->lanes == 8) return run_units<Rows, L < 8 ? L : 8, 0, TWO, FOUR>(stream, tile);                   \
-    run_units<Rows, L, 0, TWO, FOUR>(stream, tile);                                                                     \
-  }                                                                                                                     \
-  void secateur_conv_gather_##isa(const float* from, size_t from_stride, size_t step, float* to, size_t to_stride,      \
-                                  size_t rows, size_t floats) {                                                         \
-    if (L > 8 && floats % L != 0) {                                                                                     \
-      return gather_rows<L < 8 ? L : 8>(from, from_stride, step, to, to_stride, rows, floats);                          \
-    }                                                                                                                   \
-    gather_rows<L>(from, from_stride, step, to, to_stride, rows, floats);                                               \
-  }                                                                                                                     \
-  void secateur_conv_pool_##isa(const secateur_pool* pool) { pool_plane<L>(*pool); }                                    \
-  float secateur_conv_mean_##isa(const float* x, size_t n, float scale) { return mean<L>(x, n, scale); }                \
+#define SECATEUR_CONV(isa, L, ONE, TWO, FOUR)                                                                          \
+  extern "C" {                                                                                                         \
+  void secateur_conv_blocks_##isa(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {                \
+    if (L > 8 && tile->lanes == 8) return run_units<Blocks, L < 8 ? L : 8, ONE, TWO, FOUR>(stream, tile);              \
+    run_units<Blocks, L, ONE, TWO, FOUR>(stream, tile);                                                                \
+  }                                                                                                                    \
+  void secateur_conv_rows_##isa(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {                  \
+    if (L > 8 && tile->lanes == 8) return run_units<Rows, L < 8 ? L : 8, 0, TWO, FOUR>(stream, tile);                  \
+    run_units<Rows, L, 0, TWO, FOUR>(stream, tile);                                                                    \
+  }                                                                                                                    \
+  void secateur_conv_gather_##isa(const float* from, size_t from_stride, size_t step, float* to, size_t to_stride,     \
+                                  size_t rows, size_t floats) {                                                        \
+    if (L > 8 && floats % L != 0) {                                                                                    \
+      return gather_rows<L < 8 ? L : 8>(from, from_stride, step, to, to_stride, rows, floats);                         \
+    }                                                                                                                  \
+    gather_rows<L>(from, from_stride, step, to, to_stride, rows, floats);                                              \
+  }                                                                                                                    \
+  void secateur_conv_pool_##isa(const secateur_pool* pool) { pool_plane<L>(*pool); }                                   \
+  float secateur_conv_mean_##isa(const float* x, size_t n, float scale) { return mean<L>(x, n, scale); }               \
   }

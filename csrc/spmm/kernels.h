@@ -19,6 +19,8 @@ enum secateur_activation {
   secateur_silu,
   secateur_relu6,
   secateur_hardswish,
+  secateur_leaky_tenth,      // slope 0.1 below zero
+  secateur_leaky_hundredth,  // and 0.01
   secateur_activations  // how many there are
 };
 

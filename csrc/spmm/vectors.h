@@ -126,6 +126,8 @@ SECATEUR_INLINE Vector<L> activate(Vector<L> x, int activation) {
     case secateur_silu: return x / (exponential<L>(-x) + 1.0f);
     case secateur_relu6: return clamp6<L>(x);
     case secateur_hardswish: return x * clamp6<L>(x + 3.0f) / 6.0f;
+    case secateur_leaky_tenth: return x < 0.0f ? x * 0.1f : x;
+    case secateur_leaky_hundredth: return x < 0.0f ? x * 0.01f : x;
   }
   return x;
 }

@@ -159,6 +159,8 @@ double activated(double y, int activation) {
     case secateur_gelu: return y / 2 * (1 + std::erf(y / std::sqrt(2.0)));
     case secateur_gelu_tanh: return y / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (y + 0.044715 * y * y * y)));
     case secateur_silu: return y / (1 + std::exp(-y));
+    case secateur_leaky_tenth: return y < 0 ? y / 10 : y;
+    case secateur_leaky_hundredth: return y < 0 ? y / 100 : y;
     case secateur_relu6: return y < 0 ? 0 : y > 6 ? 6 : y;
     case secateur_hardswish: return std::isinf(y) ? (y > 0 ? y : -0.0) : y * (y < -3 ? 0 : y > 3 ? 6 : y + 3) / 6;
   }

@@ -77,6 +77,20 @@ def vgg() -> nn.Module:
     )  # fmt: skip
 
 
+class Shortcut(nn.Module):
+    """ResNet-20's way past a stride: every second pixel, zeros for the channels that are new. Other slices stay out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 10, 3, 2, padding=1)
+        self.c = nn.Conv2d(10, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.a(x), 0.1)
+        y = F.leaky_relu(self.b(y) + F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 2, 4)))
+        return self.c(y) + self.c(y)[:, :, 1:, :].mean()
+
+
 class Dense(nn.Module):
     """Concatenation stays with torch; so does a norm in front of its convolution, and a dilated one."""
 
@@ -114,7 +128,8 @@ def sparse_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "size", "programs"), [(resnet, 64, 1), (mobilenet, 33, 1), (vgg, 32, 1), (Dense, 16, 2), (Grid, 15, 1)]
+    ("make", "size", "programs"),
+    [(resnet, 64, 1), (mobilenet, 33, 1), (vgg, 32, 1), (Shortcut, 15, 1), (Dense, 16, 2), (Grid, 15, 1)],
 )
 def test_the_same_answers(make: Callable[[], nn.Module], size: int, programs: int) -> None:
     model = sparse(make())

@@ -102,7 +102,10 @@ def test_a_layer_is_a_drop_in(either: str) -> None:
         ({"bias": torch.ones(3)}, r"bias: expected float32 of shape \(4,\)"),
         ({"bias": torch.ones(4).double()}, "bias: .* got torch.float64"),
         ({"bias": torch.ones(4, device="meta")}, "bias: .* on meta"),
-        ({"activation": "tanh"}, "activation 'tanh': allowed are None, relu, gelu, gelu_tanh, silu, relu6, hardswish"),
+        (
+            {"activation": "tanh"},
+            "activation 'tanh': allowed are None, relu, gelu, gelu_tanh, silu, relu6, hardswish, leaky_relu_0.1, leaky_relu_0.01",
+        ),
     ],
 )
 def test_wrong_arguments(either: str, arguments: dict, message: str) -> None:

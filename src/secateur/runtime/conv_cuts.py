@@ -21,7 +21,8 @@ _LANES = (8, 16)
 class Planes:
     """Where the pixels of a value lie.
 
-    Pixel (h, w) of channel c is at ``c * stride + first + h * row + w`` floats; a row is ``width`` pixels and ``pad`` zeros.
+    Pixel (h, w) of channel c is at ``c * stride + first + h * row + w`` floats; a row is ``width`` pixels, then ``pad``
+    zeros.
 
     Attributes:
         channels: how many planes there are.

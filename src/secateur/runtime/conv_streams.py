@@ -59,15 +59,18 @@ def _chunks(rows: int, outputs: int, chunk: int) -> list[tuple[int, int]]:
 
 
 def _pack_blocks(weight: Array, mask: Array, cut: Cut, channel: int, taps: Array, order: bool = True) -> Streams:
-    kept = mask[:, 0] if cut.unit == 1 else mask.any(axis=1)  # [G, C, kh, kw]
+    kept = np.asarray(mask[:, 0] if cut.unit == 1 else mask.any(axis=1))  # [G, C, kh, kw]
     item = np.flatnonzero(kept)
     size = taps.size
     group, inside = np.divmod(item, kept[0].size)
     place, tap = np.divmod(inside, size)
     block, local = np.divmod(place, cut.block)
     offset = (local * channel + taps.reshape(-1)[tap]).astype(np.uint16)
-    flat = weight.reshape(len(weight), cut.unit, -1)
-    values = flat[:, 0].reshape(-1)[item, None] if cut.unit == 1 else flat[group, :, inside]
+    if cut.unit == 1:
+        values = weight.reshape(-1)[item, None]
+    else:
+        flat = np.where(mask, weight, np.float32(0)).reshape(len(weight), cut.unit, -1)
+        values = flat[group, :, inside]
     blocks = -(-kept.shape[1] // cut.block)
     # Weights stand by group and block; wanted are blocks, in a block groups by rising count.
     counts = np.bincount(group * blocks + block, minlength=len(kept) * blocks).reshape(len(kept), blocks)

@@ -22,6 +22,8 @@ ACTIVATIONS: dict[str | None, tuple[int, Callable[[Tensor], Tensor]]] = {
     "silu": (4, F.silu),
     "relu6": (5, F.relu6),
     "hardswish": (6, F.hardswish),
+    "leaky_relu_0.1": (7, lambda y: F.leaky_relu(y, 0.1)),
+    "leaky_relu_0.01": (8, lambda y: F.leaky_relu(y, 0.01)),
 }
 """Name -> number in the core, and the function itself."""
 
@@ -37,8 +39,8 @@ def linear(x: Tensor, weight: Packed, bias: Tensor | None = None, activation: st
         x: float32 ``[..., K]`` on the CPU. What is not contiguous is copied.
         weight: of shape ``(M, K)``, from `pack`.
         bias: float32 ``[M]``.
-        activation: a key of ``ACTIVATIONS``: None, ``relu``, ``gelu``, ``gelu_tanh``, ``silu``, ``relu6`` or
-            ``hardswish``.
+        activation: a key of ``ACTIVATIONS``: None, ``relu``, ``gelu``, ``gelu_tanh``, ``silu``, ``relu6``,
+            ``hardswish``, ``leaky_relu_0.1`` or ``leaky_relu_0.01``.
 
     Returns:
         float32 ``[..., M]``.

@@ -73,7 +73,7 @@ class _Lowering:
     def _open(self, reader: fx.Node, name: str) -> int | None:
         """The node that made a value, if only ``reader`` still wants it: then more can be fused to it."""
         alike = {node for node, held in self._names.items() if held == name}
-        folded = {found.numbers["through"] for found in self.region.meanings.values() if found.kind == "norm"}
+        folded = {passed for found in self.region.meanings.values() for passed in found.through}
         others = {user for node in alike for user in node.users} - alike - folded - {reader}
         return None if others or alike & self._kept or alike - set(self.region.meanings) else self._maker(name)
 

@@ -25,12 +25,14 @@ class Meaning:
         values: the nodes that it reads.
         lead: axes before those of a sample; None: as in what it reads.
         numbers: the rest: weight, bias, stride and so on.
+        through: operators that it stands for too, in their order, between what it reads and itself.
     """
 
     kind: str
     values: tuple[fx.Node, ...]
     lead: int | None = None
     numbers: dict[str, Any] = field(default_factory=dict[str, Any])
+    through: tuple[fx.Node, ...] = ()
 
 
 def shape_of(node: fx.Node) -> tuple[Any, ...] | None:
@@ -126,7 +128,40 @@ def _norm(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     if weight is not None:
         scale = scale * weight.double()
     shift = -mean.double() * scale + (0.0 if bias is None else bias.double())
-    return Meaning("norm", (x,), None, {"scale": scale, "shift": shift, "through": norm})
+    return Meaning("norm", (x,), None, {"scale": scale, "shift": shift}, (norm,))
+
+
+def _shortcut(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    """Every second pixel, and more channels of zeros: a convolution with one weight per channel that it keeps."""
+    x, pads, mode, value = _arguments(node, ("input", _NEEDED), ("pad", _NEEDED), ("mode", "constant"), ("value", None))
+    shape = shape_of(node)
+    if mode != "constant" or value or shape is None or len(shape) != 4 or len(pads) not in (4, 6) or any(pads[:4]):
+        return None
+    source, steps, through = _sliced(x)
+    before = shape_of(source)
+    if before is None or steps[2] != steps[3] or steps[:2] != [1, 1]:
+        return None
+    weight = torch.zeros(shape[1], before[1], 1, 1)
+    first = pads[4] if len(pads) == 6 else 0
+    channels = torch.arange(before[1])
+    weight[channels + first, channels] = 1.0
+    numbers = {"weight": weight, "bias": None, "parameter": node.name, "stride": (steps[2], steps[3])}
+    return Meaning("conv", (source,), 1, numbers, tuple(reversed(through)))
+
+
+def _sliced(node: fx.Node) -> tuple[fx.Node, list[int], list[fx.Node]]:
+    """What slices that begin at 0 and leave nothing out at the end are taken of, their steps, and the slices."""
+    steps, through = [1] * 4, list[fx.Node]()
+    while node.target is aten.slice.Tensor and len(node.users) == 1:
+        x, axis, start, end, step = [*_given(node), *[0, None, None, 1][len(node.args) - 1 :]]
+        length = (shape_of(x) or (0, 0, 0, 0))[axis]
+        whole = end is None or (isinstance(length, int) and end >= length) or end == 2**63 - 1
+        if start not in (None, 0) or not whole or (axis == 0 and step != 1):
+            break
+        steps[axis] *= step
+        through.append(node)
+        node = x
+    return node, steps, through
 
 
 def _layer_norm(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
@@ -205,6 +240,12 @@ def _gelu(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     return _activation(kind)(module, node)
 
 
+def _leaky(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
+    """With the slopes that networks use."""
+    slope = _arguments(node, ("input", _NEEDED), ("negative_slope", 0.01))[1]
+    return _activation(f"leaky_relu_{slope}")(module, node) if slope in (0.1, 0.01) else None
+
+
 def _hardtanh(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     """As relu6 is exported."""
     _, low, high = _arguments(node, ("input", _NEEDED), ("min_val", -1.0), ("max_val", 1.0))
@@ -226,6 +267,8 @@ def _same(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
 
 OPERATORS: dict[Any, Callable[[fx.GraphModule, fx.Node], Meaning | None]] = {
     aten.linear.default: _linear,
+    aten.pad.default: _shortcut,
+    aten.constant_pad_nd.default: _shortcut,
     aten.conv2d.default: _conv,
     operator.getitem: _norm,
     aten.add.Tensor: _add,
@@ -240,6 +283,7 @@ OPERATORS: dict[Any, Callable[[fx.GraphModule, fx.Node], Meaning | None]] = {
     aten.silu.default: _activation("silu"),
     aten.relu6.default: _activation("relu6"),
     aten.hardtanh.default: _hardtanh,
+    aten.leaky_relu.default: _leaky,
     aten.hardswish.default: _activation("hardswish"),
     aten.avg_pool2d.default: _average_pool,
     aten.clone.default: _same,

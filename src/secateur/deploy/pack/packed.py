@@ -205,7 +205,7 @@ def _replace(graph: fx.Graph, region: Region, name: str, stands_for: dict[fx.Nod
             result = call if len(region.outputs) == 1 else graph.call_function(_item, (call, place))
         node.replace_all_uses_with(result)
         stands_for[node] = result
-    hidden = {meaning.numbers["through"] for meaning in region.meanings.values() if meaning.kind == "norm"}
+    hidden = {passed for meaning in region.meanings.values() for passed in meaning.through}
     for node in reversed([node for node in graph.nodes if node in region.meanings or node in hidden]):
         graph.erase_node(node)
 

@@ -104,8 +104,8 @@ def find_regions(module: fx.GraphModule) -> list[Region]:
             growing.visit(node, None)
             continue
         meanings[node], leads[node] = found, lead
-        if found.kind == "norm":
-            growing.fold(found.numbers["through"])
+        for hidden in found.through:
+            growing.fold(hidden)
         read = _read_lead(found, lead)
         joins = [source for source in found.values if leads.get(source) == read]
         for value in found.values:
@@ -142,8 +142,8 @@ def _fits(node: fx.Node, found: Meaning, lead: int, meanings: dict[fx.Node, Mean
         return False
     if found.kind == "norm":
         conv = found.values[0]
-        through = found.numbers["through"]
-        return conv in meanings and meanings[conv].kind == "conv" and len(conv.users) == len(through.users) == 1
+        (norm,) = found.through
+        return conv in meanings and meanings[conv].kind == "conv" and len(conv.users) == len(norm.users) == 1
     return found.kind in {"activation", "same"} or runs(found.kind)
 
 
@@ -155,7 +155,7 @@ def _worth_it(nodes: list[fx.Node], meanings: dict[fx.Node, Meaning]) -> bool:
 def _region(nodes: list[fx.Node], meanings: dict[fx.Node, Meaning], leads: dict[fx.Node, int]) -> Region:
     inside = set(nodes)
     reads = [value for node in nodes for value in meanings[node].values if value not in inside]
-    hidden = {meanings[node].numbers["through"] for node in nodes if meanings[node].kind == "norm"}
+    hidden = {passed for node in nodes for passed in meanings[node].through}
     outputs = [node for node in nodes if any(user not in inside and user not in hidden for user in node.users)]
     return Region(
         {node: meanings[node] for node in nodes},
