@@ -49,7 +49,8 @@ class TinyDarknet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, 224, 224] to logits [B, 1000]."""
         for number in range(1, len(self.WIDTHS)):
-            x = F.leaky_relu(getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(x)), 0.1)
+            conv, norm = self.get_submodule(f"conv{number}"), self.get_submodule(f"bn{number}")
+            x = F.leaky_relu(norm(conv(x)), 0.1)
             x = F.max_pool2d(x, 2, 2) if number in self.POOLED else x
         return F.adaptive_avg_pool2d(self.conv16(x), 1).flatten(1)
 

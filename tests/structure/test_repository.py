@@ -66,7 +66,7 @@ def test_tests_run_on_one_thread() -> None:
 
 def test_check_runs_everything() -> None:
     line = re.search(r"^check:(.*?)##", MAKEFILE.read_text(encoding="utf-8"), re.M).group(1).split()
-    everything = "lint types structure test doctest examples sanitizers neon demo browser docs"
+    everything = "lint types structure test doctest examples sanitizers tsan neon demo browser docs"
     assert line == everything.split()
     assert "make -k check" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 

@@ -131,7 +131,8 @@ def download_fashion_mnist(folder: str | Path | None = None, url: str = _URL) ->
     Raises:
         ValueError: in one sentence, if the files cannot be fetched or are not the right ones.
     """
-    cache = Path(os.environ.get("SECATEUR_CACHE", Path.home() / ".cache" / "secateur"))
+    named = os.environ.get("SECATEUR_CACHE", "off")  # "off" is for what `pack` measures
+    cache = Path.home() / ".cache" / "secateur" if named == "off" else Path(named)
     target = Path(folder) if folder is not None else cache / "fashion-mnist"
     target.mkdir(parents=True, exist_ok=True)
     for name, digest in _FILES.values():
