@@ -53,10 +53,11 @@ void bind_sparse(nb::module_& m) {
 
 void bind_around(nb::module_& m) {
   nb::class_<ToPlanes, Step>(m, "ToPlanes").def(nb::init<const Planes&, Place, Place>(), "planes"_a, "from_"_a, "to"_a);
-  nb::class_<FromPlanes, Step>(m, "FromPlanes").def(nb::init<const Planes&, Place, Place>(), "planes"_a, "from_"_a, "to"_a);
+  nb::class_<FromPlanes, Step>(m, "FromPlanes")
+      .def(nb::init<const Planes&, Place, Place>(), "planes"_a, "from_"_a, "to"_a);
   nb::class_<AddPlanes, Step>(m, "AddPlanes")
-      .def("__init__", [](AddPlanes* self, const KernelTable& table, const Planes& x, const Planes* other, const Planes& y,
-                          const Place& from, const Place* second, const Place& to, int activation) {
+      .def("__init__", [](AddPlanes* self, const KernelTable& table, const Planes& x, const Planes* other,
+                          const Planes& y, const Place& from, const Place* second, const Place& to, int activation) {
              new (self) AddPlanes(table, x, other, y, from, second, to, activation);
            }, "table"_a, "x"_a, "other"_a.none(), "y"_a, "from_"_a, "second"_a.none(), "to"_a, "activation"_a);
   nb::enum_<Pooling>(m, "Pooling")

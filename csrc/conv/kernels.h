@@ -2,8 +2,8 @@
 //
 // A value is `channels` planes, `stride` floats apart; a plane is rows of pixels with zeros around them (planes.h).
 // A sparse convolution walks tiles of output pixels. What a tile needs of a block of channels lies in the first cache,
-// aligned for every tap ("copied"), or is read where it is ("direct"); then all output channels run over it. Weights are
-// streams read from front to back: counts, offsets into that slice, values.
+// aligned for every tap ("copied"), or is read where it is ("direct"); then all output channels run over it. Weights
+// are streams read from front to back: counts, offsets into that slice, values.
 // Files compiled for a higher instruction set include nothing of the C++ library (see mask/kernels.h).
 #pragma once
 
@@ -46,15 +46,16 @@ typedef conv_fn conv_blocks_fn;
 // values of an offset in the order of its channels.
 typedef conv_fn conv_rows_fn;
 
-// Rows of `count` floats out of a plane, each `step` floats after the other: to[i * to_stride + j] = from[i * from_stride
-// + j * step], for j < floats, a multiple of 8. May read up to 16 * step floats more than it uses.
-typedef void conv_gather_fn(const float* from, size_t from_stride, size_t step, float* to, size_t to_stride, size_t rows,
-                            size_t floats);
+// Rows of `floats` floats, a multiple of 8, out of a plane: to[i * to_stride + j] = from[i * from_stride + j * step].
+// May read up to step - 1 floats behind the last one.
+typedef void conv_gather_fn(const float* from, size_t from_stride, size_t step, float* to, size_t to_stride,
+                            size_t rows, size_t floats);
 
 // Pooling of one plane.
 typedef struct {
   const float* x;  // where the first tap of the first output pixel lies, outside the plane if there is padding
   float* y;        // the first pixel
+  float* line;     // memory for floats * step + kernel + 16 * step
   size_t x_row, y_row, step, kernel, rows, floats;  // floats: of a row of y, rounded up to 16
   size_t height, padding;                           // of x
   const float* inside;  // maximum: [kernel][floats], 0 where this column of the kernel meets a pixel, -inf elsewhere

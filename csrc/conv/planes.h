@@ -41,7 +41,7 @@ struct Planes {
   }
   bool operator!=(const Planes& other) const { return !(*this == other); }
 
-  // Zeros before the first row, behind the last pixel, and in every row behind its first `covered` places, of `n` planes.
+  // Zeros before the first row, behind the last pixel, and in every row behind its first `covered` places, of n planes.
   void zero_margins(float* planes, size_t n, size_t covered) const {
     for (size_t c = 0; c < n; ++c, planes += stride) {
       std::fill_n(planes, first, 0.0f);

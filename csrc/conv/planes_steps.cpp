@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "../program/panel.h"
+#include "../program/scratch.h"
 #include "sparse_conv.h"
 
 namespace secateur {
@@ -93,7 +94,8 @@ void AddPlanes::run(const Frame& frame, size_t piece) const {
   }
   y_.zero_margins(y, 1, y_.width);
   for (size_t h = 0; h < y_.height; ++h) {
-    table_.add(x + h * x_.row, has_other_ ? other + h * other_.row : nullptr, y + y_.first + h * y_.row, y_.width, activation_);
+    const float* const added = has_other_ ? other + h * other_.row : nullptr;
+    table_.add(x + h * x_.row, added, y + y_.first + h * y_.row, y_.width, activation_);
   }
 }
 
@@ -111,7 +113,8 @@ Pool::Pool(const KernelTable& table, Pooling kind, const Planes& x, const Planes
       floats_(rounded(y.width)) {
   check_arena(from);
   check_arena(to);
-  if (x.channels != y.channels || 2 * padding > kernel) refuse("pooling keeps the channels, and pads by half a window at most");
+  if (x.channels != y.channels) refuse("pooling keeps the channels");
+  if (padding > kernel / 2) refuse("pooling pads by half a window at most");
   Window{kernel, kernel, step, padding, 1, 1}.check(x, y);
   if ((y.height - 1) * step + kernel > x.height + 2 * padding) refuse("the window leaves the value");
   const size_t last = x.first + x.height * x.row + padding * x.row + kernel + floats_ * step + 2 * Planes::vector;
@@ -138,6 +141,7 @@ void Pool::run(const Frame& frame, size_t piece) const {
   secateur_pool pool{};
   pool.x = from_.read(frame) + piece * x_.stride + x_.first - padding_ * x_.row - padding_;
   pool.y = y + y_.first;
+  pool.line = scratch((floats_ + Planes::vector) * step_ + kernel_ + Planes::vector);
   pool.x_row = x_.row;
   pool.y_row = y_.row;
   pool.step = step_;

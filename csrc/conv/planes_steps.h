@@ -36,8 +36,8 @@ class FromPlanes : public Step {
 // y = activation(x + other), whatever their padding; other may be null.
 class AddPlanes : public Step {
  public:
-  AddPlanes(const KernelTable& table, const Planes& x, const Planes* other, const Planes& y, Place from, const Place* second,
-            Place to, int activation);
+  AddPlanes(const KernelTable& table, const Planes& x, const Planes* other, const Planes& y, Place from,
+            const Place* second, Place to, int activation);
   size_t pieces() const override { return y_.channels; }
   void run(const Frame& frame, size_t piece) const override;
 
@@ -53,8 +53,8 @@ enum class Pooling { maximum, average, average_pixels };  // average_pixels: pad
 
 class Pool : public Step {
  public:
-  Pool(const KernelTable& table, Pooling kind, const Planes& x, const Planes& y, size_t kernel, size_t step, size_t padding,
-       Place from, Place to);
+  Pool(const KernelTable& table, Pooling kind, const Planes& x, const Planes& y, size_t kernel, size_t step,
+       size_t padding, Place from, Place to);
   size_t pieces() const override { return y_.channels; }
   void run(const Frame& frame, size_t piece) const override;
 

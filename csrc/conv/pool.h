@@ -28,26 +28,35 @@ SECATEUR_INLINE Vector<L> blank(Vector<L> x, const int32_t* mask) {
   return (Vector<L>)((Ints)x & (Ints) * reinterpret_cast<const Loose*>(mask));
 }
 
+// First down the columns, which takes plain loads, into a line as long as a row; then along it.
 template <int L>
 void pool_plane(const secateur_pool& pool) {
+  const size_t needed = (pool.floats - 1) * pool.step + pool.kernel;
   for (size_t row = 0; row < pool.rows; ++row) {
     const size_t top = row * pool.step;  // of the window, in rows of x and padding
     const size_t begin = top < pool.padding ? pool.padding - top : 0;
     const size_t left = pool.height + pool.padding - top;
     const size_t end = left < pool.kernel ? left : pool.kernel;
     const float share = 1.0f / float(pool.count_padding ? pool.kernel : end - begin);
+    for (size_t column = 0; column < needed; column += L) {
+      const float* x = pool.x + (top + begin) * pool.x_row + column;
+      Vector<L> best = load<L>(x);
+      for (size_t h = begin + 1; h < end; ++h) {
+        x += pool.x_row;
+        best = pool.average ? best + load<L>(x) : larger<L>(load<L>(x), best);
+      }
+      store<L>(pool.line + column, best);
+    }
     for (size_t column = 0; column < pool.floats; column += L) {
+      const float* line = pool.line + column * pool.step;
       Vector<L> best = pool.average ? Vector<L>{} : splat<L>(-__builtin_inff());
-      for (size_t h = begin; h < end; ++h) {
-        const float* x = pool.x + (top + h) * pool.x_row + column * pool.step;
-        for (size_t w = 0; w < pool.kernel; ++w) {
-          const Vector<L> pixels = load_step<L>(x + w, pool.step);
-          if (pool.average) {
-            best += pixels;
-          } else {
-            const Vector<L> inside = load<L>(pool.inside + w * pool.floats + column);
-            best = larger<L>(inside < 0.0f ? inside : pixels, best);
-          }
+      for (size_t w = 0; w < pool.kernel; ++w) {
+        const Vector<L> pixels = load_step<L>(line + w, pool.step);
+        if (pool.average) {
+          best += pixels;
+        } else {
+          const Vector<L> inside = load<L>(pool.inside + w * pool.floats + column);
+          best = larger<L>(inside < 0.0f ? inside : pixels, best);
         }
       }
       if (pool.average) best *= load<L>(pool.scale + column) * share;

@@ -1,4 +1,4 @@
-// The sparse convolution as templates over a vector of `L` floats. The sums of a group of output channels over V vectors
+// The sparse convolution as templates over a vector of L floats. The sums of a group of output channels over V vectors
 // of pixels live in registers while the weights stream by: a weight is broadcast once for V products.
 // The anonymous namespace gives each including file its own copy, compiled with its own flags and never merged.
 #pragma once

@@ -15,14 +15,21 @@ size_t rounded(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 void Window::check(const Planes& x, const Planes& y) const {
   const auto fits = [this](size_t kernel, size_t in, size_t out) {
-    return in + 2 * padding >= dilation * (kernel - 1) + 1 && (in + 2 * padding - dilation * (kernel - 1) - 1) / step + 1 == out;
+    const size_t padded = in + 2 * padding, reach = dilation * (kernel - 1) + 1;
+    return padded >= reach && (padded - reach) / step + 1 == out;
   };
   constexpr size_t most = 256;
   const auto small = [](size_t n) { return n >= 1 && n <= most; };
-  if (!small(height) || !small(width) || !small(step) || !small(dilation)) refuse("kernel, step and dilation are 1 to 256");
-  if (groups < 1 || x.channels % groups != 0 || y.channels % groups != 0) refuse("the groups do not divide the channels");
+  if (!small(height) || !small(width) || !small(step) || !small(dilation)) {
+    refuse("kernel, step and dilation are 1 to 256");
+  }
+  if (groups < 1 || x.channels % groups != 0 || y.channels % groups != 0) {
+    refuse("the groups do not divide the channels");
+  }
   if (padding > x.pad) refuse("the value has fewer places of padding than are needed");
-  if (!fits(height, x.height, y.height) || !fits(width, x.width, y.width)) refuse("the sizes of x and y do not fit the window");
+  if (!fits(height, x.height, y.height) || !fits(width, x.width, y.width)) {
+    refuse("the sizes of x and y do not fit the window");
+  }
 }
 
 SparseConv::SparseConv(const KernelTable& table, const Planes& x, const Planes& y, const Window& window,
@@ -65,9 +72,8 @@ void SparseConv::check() const {
     refuse("planes lie in the arena");
   }
   if (cut_.lanes != 8 && cut_.lanes != 16) refuse("vectors have 8 or 16 lanes");
-  if (cut_.tile < 1 || cut_.tile > 64 || cut_.block < 1 || cut_.chunk < 1 || cut_.chunk > 32768 || cut_.chunk % cut_.unit) {
-    refuse("tile, block and chunk do not fit");
-  }
+  const bool whole = cut_.chunk >= 1 && cut_.chunk <= 32768 && cut_.chunk % cut_.unit == 0;
+  if (cut_.tile < 1 || cut_.tile > 64 || cut_.block < 1 || !whole) refuse("tile, block and chunk do not fit");
   if (cut_.direct && (window_.step != 1 || x_.row != y_.row)) refuse("direct needs step 1 and equal rows of x and y");
 }
 
@@ -138,7 +144,8 @@ void SparseConv::add_shape(size_t vectors) {
 size_t SparseConv::limit_of(size_t block) const {
   const size_t n = inputs_of(block);
   if (!cut_.direct) return n * run_ - width_ + 1;
-  return (n - 1) * x_.stride + (window_.height - 1) * window_.dilation * x_.row + (window_.width - 1) * window_.dilation + 1;
+  const size_t last = (window_.height - 1) * x_.row + (window_.width - 1);  // tap
+  return (n - 1) * x_.stride + window_.dilation * last + 1;
 }
 
 void SparseConv::walk(const ConvStreams& streams) {
@@ -148,7 +155,8 @@ void SparseConv::walk(const ConvStreams& streams) {
     const size_t groups = (outputs_of(piece % chunks()) + cut_.unit - 1) / cut_.unit;
     for (size_t block = 0; block < blocks(); ++block) {
       const size_t limit = limit_of(block);
-      streams_.push_back({streams.counts + counts, streams.offsets + offsets, streams.values + values, groups, cut_.unit, shift_});
+      streams_.push_back({streams.counts + counts, streams.offsets + offsets, streams.values + values, groups,
+                          cut_.unit, shift_});
       std::vector<bool> seen(groups);
       for (size_t group = 0; group < groups; ++group, counts += header) {
         if (streams.counts_length - counts < header) refuse("the counts are too short");
@@ -162,7 +170,9 @@ void SparseConv::walk(const ConvStreams& streams) {
           if (cut_.layout == "rows") rows = (p & 1) + (p >> 1 & 1) + (p >> 2 & 1) + (p >> 3 & 1);
           used += rows * count[p];
         }
-        if (streams.offsets_length - offsets < taken || streams.values_length - values < used) refuse("the streams are too short");
+        if (streams.offsets_length - offsets < taken || streams.values_length - values < used) {
+          refuse("the streams are too short");
+        }
         for (size_t i = 0; i < taken; ++i) {
           if (size_t(streams.offsets[offsets + i]) << shift_ >= limit) refuse("an offset lies outside its block");
         }

@@ -16,8 +16,8 @@ struct Window {
   size_t step, padding, dilation;
   size_t groups;  // each reads its own share of x's channels and makes its own share of y's
 
-  // Throws std::invalid_argument unless y has as many rows and columns of pixels as this window gives of x, and both have
-  // the same number of channels in every group.
+  // Throws std::invalid_argument unless y has as many rows and columns of pixels as this window gives of x, and the
+  // groups divide the channels of both.
   void check(const Planes& x, const Planes& y) const;
 };
 
@@ -44,11 +44,12 @@ struct ConvStreams {
 
 class SparseConv : public Step {
  public:
-  // bias: one per channel of y, copied, or null; residual: where a value of y's geometry lies, or null. The streams hold
-  // group after group, in a group chunk after chunk, in a chunk block after block. y overlaps neither x nor the residual.
-  // Throws std::invalid_argument.
+  // bias: one per channel of y, copied, or null; residual: where a value of y's geometry lies, or null; y overlaps
+  // neither x nor the residual. The streams hold group after group, in a group chunk after chunk, in a chunk block
+  // after block. Throws std::invalid_argument.
   SparseConv(const KernelTable& table, const Planes& x, const Planes& y, const Window& window, const ConvCut& cut,
-             const ConvStreams& streams, Place from, Place to, const Place* residual, const float* bias, int activation);
+             const ConvStreams& streams, Place from, Place to, const Place* residual, const float* bias,
+             int activation);
   size_t pieces() const override { return window_.groups * chunks(); }
   void run(const Frame& frame, size_t piece) const override;
 
