@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from secateur.core.combine import combine
 from secateur.deploy.attention import open_attention
 from secateur.deploy.files import load, save
-from secateur.deploy.pack import Explanation, PackedModel, pack
+from secateur.deploy.pack import CostTable, Explanation, PackedModel, cost_table, pack
 from secateur.io import Bundle
 from secateur.measure import agreement, effective, evaluate, latency, measure
 from secateur.model.graph import Group, Groups, find_groups
@@ -49,6 +49,7 @@ __all__ = [
     "NM",
     "Bundle",
     "Compressed",
+    "CostTable",
     "Explanation",
     "Goal",
     "Group",
@@ -70,6 +71,7 @@ __all__ = [
     "agreement",
     "combine",
     "compress",
+    "cost_table",
     "dense_sparse_dense",
     "effective",
     "evaluate",

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,6 +33,7 @@ class Node:
         residual: whether the last input is one.
         stride, padding, kernel: of convolutions and pools; groups of convolutions; whether the zeros
             around an image count for an average.
+        fixed: the weight is part of the architecture, nobody's to prune.
         scale, eps: of layer norms, whose shift is ``bias``.
     """
 
@@ -48,10 +50,11 @@ class Node:
     padding: tuple[int, int] = (0, 0)
     groups: int = 1
     count_padding: bool = True
+    fixed: bool = False
     scale: Tensor | None = None
     eps: float = 0.0
 
-    @property
+    @cached_property
     def sparsity(self) -> float:
         """The share of zeros in the weight."""
         if self.weight is None or not self.weight.numel():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from secateur.deploy.pack.costs import CostTable, LayerCost, cost_table
 from secateur.deploy.pack.explain import Explanation, LayerLine
 from secateur.deploy.pack.packed import PackedModel, pack
 
-__all__ = ["Explanation", "LayerLine", "PackedModel", "pack"]
+__all__ = ["CostTable", "Explanation", "LayerCost", "LayerLine", "PackedModel", "cost_table", "pack"]

@@ -145,7 +145,7 @@ def _shortcut(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     first = pads[4] if len(pads) == 6 else 0
     channels = torch.arange(before[1])
     weight[channels + first, channels] = 1.0
-    numbers = {"weight": weight, "bias": None, "parameter": node.name, "stride": (steps[2], steps[3])}
+    numbers = {"weight": weight, "bias": None, "parameter": node.name, "stride": (steps[2], steps[3]), "fixed": True}
     return Meaning("conv", (source,), 1, numbers, tuple(reversed(through)))
 
 
@@ -262,6 +262,8 @@ def _activation(name: str) -> Callable[[fx.GraphModule, fx.Node], Meaning | None
 
 def _same(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     x = _given(node)[0]
+    if node.target is aten.dropout.default and _arguments(node, ("", None), ("p", 0.5), ("train", True))[2]:
+        return None  # it draws in eval mode too
     return Meaning("same", (x,)) if isinstance(x, fx.Node) and shape_of(x) == shape_of(node) else None
 
 
@@ -276,8 +278,7 @@ OPERATORS: dict[Any, Callable[[fx.GraphModule, fx.Node], Meaning | None]] = {
     aten.max_pool2d.default: _max_pool,
     aten.adaptive_avg_pool2d.default: _mean,
     aten.mean.dim: _mean,
-    aten.view.default: _flatten,
-    aten.reshape.default: _flatten,
+    **dict.fromkeys((aten.view.default, aten.reshape.default, aten.flatten.using_ints), _flatten),
     aten.relu.default: _activation("relu"),
     aten.gelu.default: _gelu,
     aten.silu.default: _activation("silu"),
@@ -286,9 +287,7 @@ OPERATORS: dict[Any, Callable[[fx.GraphModule, fx.Node], Meaning | None]] = {
     aten.leaky_relu.default: _leaky,
     aten.hardswish.default: _activation("hardswish"),
     aten.avg_pool2d.default: _average_pool,
-    aten.clone.default: _same,
-    aten.alias.default: _same,
-    aten.dropout.default: _same,
+    **dict.fromkeys((aten.clone.default, aten.alias.default, aten.contiguous.default, aten.dropout.default), _same),
 }
 """Operator -> (graph, node) -> its meaning, or None where its arguments are not for the runtime."""
 
