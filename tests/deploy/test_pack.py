@@ -18,16 +18,7 @@ from secateur.deploy.pack.region import size_class
 from tests.deploy.pack_models import Attention, Branches, Crossing, Normed, agree, lenet, sparse
 from tests.native.oracle import needs_core
 
-pytestmark = needs_core
-
-
-@pytest.fixture(autouse=True)
-def sparse_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny models on a busy machine: who is faster is not what these tests ask."""
-    monkeypatch.setattr("secateur.runtime.choose._ROUNDS", 1)
-    monkeypatch.setattr("secateur.runtime.choose._TRIES", 1)
-    monkeypatch.setattr("secateur.runtime.choose.interleaved", lambda calls: [1.0, *[2.0] * (len(calls) - 1)])
-    monkeypatch.setattr(packing, "interleaved", lambda calls, seconds: [1.0, 2.0])
+pytestmark = [needs_core, pytest.mark.usefixtures("sparse_wins")]
 
 
 @pytest.mark.parametrize(

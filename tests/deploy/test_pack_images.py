@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.deploy.pack import packed as packing
 from tests.native.oracle import needs_core
 
-pytestmark = needs_core
+pytestmark = [needs_core, pytest.mark.usefixtures("sparse_wins")]
 
 
 def sparse(model: nn.Module, sparsity: float = 0.8) -> nn.Module:
@@ -116,15 +115,6 @@ class Grid(nn.Module):
         first = F.relu(self.a(x))
         second = self.b(first)
         return first, second, second.mean((2, 3))
-
-
-@pytest.fixture(autouse=True)
-def sparse_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny models on a busy machine: who is faster is not what these tests ask."""
-    monkeypatch.setattr("secateur.runtime.choose._ROUNDS", 1)
-    monkeypatch.setattr("secateur.runtime.choose._TRIES", 1)
-    monkeypatch.setattr("secateur.runtime.choose.interleaved", lambda calls: [1.0, *[2.0] * (len(calls) - 1)])
-    monkeypatch.setattr(packing, "interleaved", lambda calls, seconds: [1.0, 2.0])
 
 
 @pytest.mark.parametrize(
