@@ -85,7 +85,7 @@ structure: $(STAMPS)/dev  ## import directions, sizes, docstrings, skip list, th
 	$(PYTEST) tests/structure $(ARGS)
 
 doctest: $(STAMPS)/dev  ## the examples inside docstrings
-	$(PYTEST) --doctest-modules src $(ARGS)
+	SECATEUR_CACHE=off $(PYTEST) --doctest-modules src $(ARGS)
 
 examples: $(STAMPS)/dev  ## run every file of examples/
 	@for file in $(sort $(wildcard $(CURDIR)/examples/*.py)); do \

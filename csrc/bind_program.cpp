@@ -19,6 +19,7 @@ using secateur::Packed;
 using secateur::Place;
 using secateur::Program;
 using secateur::Step;
+using secateur::Word;
 
 namespace {
 
@@ -61,12 +62,14 @@ void bind_packed(nb::module_& m) {
       .def("__init__", [](Packed* self, const KernelTable& table, nb::handle, const std::string& layout, size_t rows,
                           size_t cols, size_t unit, size_t chunk, size_t block, size_t bits, uintptr_t counts,
                           size_t counts_bytes, uintptr_t index, size_t index_bytes, uintptr_t values,
-                          size_t values_length) {
-             new (self) Packed(table, {layout, rows, cols, unit, chunk, block, bits},
+                          size_t values_length, bool pairs) {
+             const Word word = pairs ? Word::pair : Word::single;
+             new (self) Packed(table, {layout, rows, cols, unit, chunk, block, bits, word},
                                {reinterpret_cast<const void*>(counts), counts_bytes, reinterpret_cast<const void*>(index),
                                 index_bytes, reinterpret_cast<const float*>(values), values_length});
            }, "table"_a, "owner"_a, "layout"_a, "rows"_a, "cols"_a, "unit"_a, "chunk"_a, "block"_a, "bits"_a, "counts"_a,
-           "counts_bytes"_a, "index"_a, "index_bytes"_a, "values"_a, "values_length"_a, nb::keep_alive<1, 3>())
+           "counts_bytes"_a, "index"_a, "index_bytes"_a, "values"_a, "values_length"_a, "pairs"_a = false,
+           nb::keep_alive<1, 3>())
       .def("run", [](std::shared_ptr<const Packed> packed, uintptr_t x, size_t n, uintptr_t y, uintptr_t bias, int activation) {
              secateur::run_linear(std::move(packed), reinterpret_cast<const float*>(x), n, reinterpret_cast<float*>(y),
                                   reinterpret_cast<const float*>(bias), activation);
@@ -86,10 +89,12 @@ void secateur::bind_program(nb::module_& m) {
   nb::class_<Step>(m, "Step").def_prop_ro("pieces", &Step::pieces);
   nb::class_<secateur::Linear, Step>(m, "Linear")
       .def("__init__", [](secateur::Linear* self, std::shared_ptr<const Packed> weight, size_t lanes, const Place& x, const Place& y,
-                          const Place* residual, uintptr_t bias, int activation) {
-             new (self) secateur::Linear(std::move(weight), lanes, x, y, residual, reinterpret_cast<const float*>(bias), activation);
-           }, "weight"_a, "lanes"_a, "x"_a, "y"_a, "residual"_a.none(), "bias"_a, "activation"_a);
+                          const Place* residual, uintptr_t bias, int activation, bool rounded) {
+             new (self) secateur::Linear(std::move(weight), lanes, x, y, residual, reinterpret_cast<const float*>(bias), activation,
+                                         rounded);
+           }, "weight"_a, "lanes"_a, "x"_a, "y"_a, "residual"_a.none(), "bias"_a, "activation"_a, "rounded"_a = false);
   nb::class_<ToPanel, Step>(m, "ToPanel").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
+  nb::class_<ToPairs, Step>(m, "ToPairs").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
   nb::class_<FromPanel, Step>(m, "FromPanel").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
   nb::class_<Add, Step>(m, "Add")
       .def("__init__", [](Add* self, const KernelTable& table, size_t floats, const Place& x, const Place* other,

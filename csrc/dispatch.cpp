@@ -16,6 +16,7 @@ bool cpu_has(const std::string& feature) {
   if (feature == "avx512f") return __builtin_cpu_supports("avx512f");
   if (feature == "avx512bw") return __builtin_cpu_supports("avx512bw");
   if (feature == "avx512vl") return __builtin_cpu_supports("avx512vl");
+  if (feature == "avx512bf16") return __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
   if (feature == "neon") return true;
 #endif
@@ -40,10 +41,19 @@ std::vector<IsaInfo> list_instruction_sets() {
   };
 }
 
+bool has_all(const char* features, const char* wanted) {
+  std::istringstream words{wanted};
+  for (std::string word; words >> word;) {
+    if ((" " + std::string(features) + " ").find(" " + word + " ") == std::string::npos) return false;
+  }
+  return true;
+}
+
+// Later sets overwrite what earlier ones left.
 KernelTable build(Isa wanted) {
   KernelTable table{};
 #define SECATEUR_KERNEL(kernel, set) \
-  if (Isa::set == Isa::portable || Isa::set == wanted) table.kernel = secateur_##kernel##_##set;
+  if (Isa::set <= wanted && has_all(info(wanted).features, info(Isa::set).features)) table.kernel = secateur_##kernel##_##set;
 #include "kernels.def"
   table.isa = wanted;
   return table;

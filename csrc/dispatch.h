@@ -13,7 +13,7 @@ enum class Isa {
 #include "kernels.def"
 };
 
-// One function per kernel: the table of one instruction set, filled up with the portable kernels where it has none.
+// One function per kernel: the table of one instruction set, filled up from those whose features it has too.
 struct KernelTable {
   Isa isa;
   pack_fn* pack;
@@ -38,6 +38,19 @@ struct KernelTable {
   from_panel_fn* from_panel;
   add_fn* add;
   layer_norm_fn* layer_norm;
+  spmm_fn* bf16_spmm_rows8;
+  spmm_fn* bf16_spmm_rows16;
+  spmm_fn* bf16_spmm_even8;
+  spmm_fn* bf16_spmm_even16;
+  spmm_fn* bf16_spmm_csr;
+  spmm_fn* bf16_spmm_blocks8;
+  spmm_fn* bf16_spmm_blocks16;
+  spmm_fn* bf16_spmv_ell;
+  spmm_fn* bf16_spmv_csr;
+  spmm_fn* bf16_spmv_blocks8;
+  spmm_fn* bf16_spmv_blocks16;
+  bf16_from_panel_fn* bf16_from_panel;
+  bf16_from_samples_fn* bf16_from_samples;
   conv_blocks_fn* conv_blocks;
   conv_rows_fn* conv_rows;
   conv_gather_fn* conv_gather;

@@ -47,6 +47,26 @@ void to_rows(const KernelTable& table, const float* samples, size_t n, size_t fe
   }
 }
 
+// `columns` pairs from `first` on, which begins a run, and the zeros behind each run: from row-major samples, or from a
+// panel of the same features.
+void to_pairs(const KernelTable& table, const float* x, bool rows, size_t n, size_t features, size_t lanes, size_t first,
+              size_t columns, float* pairs) {
+  constexpr size_t half = panel::run / 2;  // pairs of a run of features
+  for (size_t at = first; at < first + columns; at += half) {
+    const size_t taken = std::min(half, first + columns - at), feature = 2 * at;
+    const size_t width = std::min(2 * taken, features - feature);
+    if (rows) {
+      table.bf16_from_samples(x + feature, n, features, width, lanes, pairs);
+    } else {
+      table.bf16_from_panel(x + panel::row_of(feature) * lanes, width, lanes, pairs);
+    }
+    pairs += taken * lanes;
+    if ((at + taken - first) % panel::run != 0 && at + taken < first + columns) continue;
+    std::fill_n(pairs, lanes, 0.0f);
+    pairs += lanes;
+  }
+}
+
 void from_rows(const KernelTable& table, const float* panel, size_t n, size_t features, size_t lanes, size_t first,
                size_t width, float* samples) {
   for (size_t at = first; at < first + width; at += panel::run) {
@@ -63,18 +83,20 @@ void from_rows(const KernelTable& table, const float* panel, size_t n, size_t fe
 }  // namespace
 
 Linear::Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Place y, const Place* residual,
-               const float* bias, int activation)
+               const float* bias, int activation, bool rounded)
     : weight_(std::move(weight)),
       lanes_(lanes),
       x_(x),
       y_(y),
       residual_(residual == nullptr ? Place{} : *residual),
       has_residual_(residual != nullptr),
+      ready_(x.where == Place::arena && rounded == (weight_->word() == Word::pair)),
       activation_(activation) {
   check_lanes(lanes);
   check_activation(activation);
   if (lanes == 1 ? !weight_->runs_single() : !weight_->runs_panels()) refuse("this layout does not run at these lanes");
   if (x.where == Place::output || y.where == Place::input) refuse("a step reads inputs and writes outputs");
+  if (rounded && !ready_) refuse("only weights in pairs read pairs, from the arena");
   if (has_residual_ && (residual->where != Place::arena || y.where != Place::arena)) refuse("residuals lie in the arena");
   if (bias == nullptr) return;
   const size_t rows = weight_->rows();
@@ -82,27 +104,35 @@ Linear::Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Plac
   for (size_t row = 0; row < rows; ++row) bias_[panel::row_of(row)] = bias[row];
 }
 
-size_t Linear::pieces() const { return x_.where == Place::input ? 1 : std::max<size_t>(1, weight_->chunks()); }
+size_t Linear::pieces() const { return ready_ ? std::max<size_t>(1, weight_->chunks()) : 1; }
 
 void Linear::run(const Frame& frame, size_t piece) const {
   const size_t chunks = weight_->chunks();
-  if (x_.where != Place::input) {
-    const float* const x = frame.arena + x_.at;
+  if (ready_) {
     float* const y = y_.where == Place::arena ? frame.arena + y_.at : scratch(sums());
-    return chunks == 0 ? zero_rows(y, 0, 0, 0, lanes_) : run_chunk(frame, piece, x, false, y);
+    return chunks == 0 ? zero_rows(y, 0, 0, 0, lanes_) : run_chunk(frame, piece, frame.arena + x_.at, nullptr, y);
   }
   // Several chunks share the panel of all slices; a single one turns each slice just before its use, into the same memory.
   const bool shared = chunks > 1;
-  const size_t features = shared ? weight_->cols() : weight_->features_of(0);
-  const size_t x_floats = panel::columns(features) * lanes_ + panel::tile * lanes_ + panel::slack;
+  const size_t columns = shared ? weight_->columns() : weight_->columns_of(0);
+  const size_t x_floats = panel::columns(columns) * lanes_ + panel::tile * lanes_ + panel::slack;
   float* const memory = scratch(x_floats + sums());
   float* const y = y_.where == Place::arena ? frame.arena + y_.at : memory + x_floats;
-  if (shared) {
-    to_rows(weight_->table(), frame.inputs[x_.at], frame.samples, features, lanes_, 0, features, memory);
-    std::fill_n(memory + panel::columns(features) * lanes_, panel::slack, 0.0f);
-  }
+  if (shared) fetch(frame, 0, columns, memory);
   if (chunks == 0) zero_rows(y, 0, 0, 0, lanes_);
-  for (size_t chunk = 0; chunk < chunks; ++chunk) run_chunk(frame, chunk, memory, !shared, y);
+  for (size_t chunk = 0; chunk < chunks; ++chunk) run_chunk(frame, chunk, memory, shared ? nullptr : memory, y);
+}
+
+// Columns of x as the kernel reads them, and what a window may read behind them.
+void Linear::fetch(const Frame& frame, size_t first, size_t columns, float* panel) const {
+  const bool rows = x_.where == Place::input;
+  const float* const x = rows ? frame.inputs[x_.at] : frame.arena + x_.at;
+  if (weight_->word() == Word::pair) {
+    to_pairs(weight_->table(), x, rows, frame.samples, weight_->cols(), lanes_, first, columns, panel);
+  } else {
+    to_rows(weight_->table(), x, frame.samples, weight_->cols(), lanes_, first, columns, panel);
+  }
+  std::fill_n(panel + panel::columns(columns) * lanes_, panel::slack, 0.0f);
 }
 
 // Floats of a chunk of an output, before it is turned to rows.
@@ -110,8 +140,9 @@ size_t Linear::sums() const {
   return y_.where == Place::arena || weight_->chunks() == 0 ? 0 : panel::floats(weight_->rows_of(0), lanes_);
 }
 
-// `y` is the whole value, or where y is an output, memory for one chunk.
-void Linear::run_chunk(const Frame& frame, size_t chunk, const float* x, bool turn, float* y) const {
+// `slice`: memory for one K-block of x where x is not a panel yet. `y` is the whole value, or where y is an output, memory
+// for one chunk.
+void Linear::run_chunk(const Frame& frame, size_t chunk, const float* x, float* slice, float* y) const {
   const size_t first = weight_->first_of(chunk), rows = weight_->rows_of(chunk), row = panel::row_of(first);
   const bool inside = y_.where == Place::arena;
   if (inside) {
@@ -124,13 +155,10 @@ void Linear::run_chunk(const Frame& frame, size_t chunk, const float* x, bool tu
                           has_residual_ ? frame.arena + residual_.at + row * lanes_ : nullptr, lanes_, activation_};
   for (size_t k = 0; k < weight_->k_blocks(); ++k) {
     Operands here = operands;
-    if (turn) {
-      float* const slice = const_cast<float*>(x);
-      const size_t width = weight_->features_of(k);
-      to_rows(weight_->table(), frame.inputs[x_.at], frame.samples, weight_->cols(), lanes_, weight_->feature_of(k), width, slice);
-      std::fill_n(slice + panel::columns(width) * lanes_, panel::slack, 0.0f);
+    if (slice != nullptr) {
+      fetch(frame, weight_->column_of(k), weight_->columns_of(k), slice);
     } else {
-      here.x = x + panel::row_of(weight_->feature_of(k)) * lanes_;
+      here.x = x + panel::row_of(weight_->column_of(k)) * lanes_;
     }
     weight_->run(chunk, k, here);
   }
@@ -164,6 +192,23 @@ void ToPanel::run(const Frame& frame, size_t piece) const {
     to_rows(table_, frame.inputs[from_.at], frame.samples, features_, lanes_, first, width, panel + panel::row_of(first) * lanes_);
   }
   if (first + width == features_) zero_rows(panel, features_, first, features_, lanes_);
+}
+
+ToPairs::ToPairs(const KernelTable& table, size_t features, size_t lanes, Place from, Place to)
+    : table_(table), features_(features), lanes_(lanes), from_(from), to_(to) {
+  check_lanes(lanes);
+  if (from.where == Place::output || to.where != Place::arena) refuse("to_pairs goes from an input or the arena to the arena");
+}
+
+size_t ToPairs::pieces() const { return std::max<size_t>(1, panel::runs((features_ + 1) / 2)); }
+
+void ToPairs::run(const Frame& frame, size_t piece) const {
+  const bool rows = from_.where == Place::input;
+  const size_t columns = (features_ + 1) / 2, first = piece * panel::run, width = std::min(panel::run, columns - first);
+  float* const pairs = frame.arena + to_.at;
+  to_pairs(table_, from_.read(frame), rows, frame.samples, features_, lanes_, first, width,
+           pairs + panel::row_of(first) * lanes_);
+  if (first + width == columns) zero_rows(pairs, columns, first, columns, lanes_);
 }
 
 FromPanel::FromPanel(const KernelTable& table, size_t features, size_t lanes, Place from, Place to)

@@ -4,30 +4,11 @@
 
 #include "layout.h"
 #include "norm.h"
-#include "panels.h"
-#include "single.h"
+#include "products.h"
 
-#define SECATEUR_SPMM(isa, L, WIDE, Square, ell)                                                                        \
-  extern "C" {                                                                                                          \
-  void secateur_spmm_rows8_##isa(const secateur_stream* s, const secateur_panel* p) { rows_of<L, WIDE, uint8_t>(s, p); }\
-  void secateur_spmm_rows16_##isa(const secateur_stream* s, const secateur_panel* p) {                                  \
-    rows_of<L, WIDE, uint16_t>(s, p);                                                                                   \
-  }                                                                                                                     \
-  void secateur_spmm_even8_##isa(const secateur_stream* s, const secateur_panel* p) { even_of<L, WIDE, uint8_t>(s, p); }\
-  void secateur_spmm_even16_##isa(const secateur_stream* s, const secateur_panel* p) { even_of<L, WIDE, uint16_t>(s, p); }\
-  void secateur_spmm_csr_##isa(const secateur_stream* s, const secateur_panel* p) { csr_of<L, WIDE>(s, p); }            \
-  void secateur_spmm_blocks8_##isa(const secateur_stream* s, const secateur_panel* p) {                                 \
-    blocks_of<L, WIDE, uint8_t>(s, p);                                                                                  \
-  }                                                                                                                     \
-  void secateur_spmm_blocks16_##isa(const secateur_stream* s, const secateur_panel* p) {                                \
-    blocks_of<L, WIDE, uint16_t>(s, p);                                                                                 \
-  }                                                                                                                     \
-  void secateur_spmv_ell_##isa(const secateur_stream* s, const secateur_panel* p) { ell(s, p); }                        \
-  void secateur_spmv_csr_##isa(const secateur_stream* s, const secateur_panel* p) { csr_single<L>(s, p); }              \
-  void secateur_spmv_blocks8_##isa(const secateur_stream* s, const secateur_panel* p) { blocks_single<L, uint8_t>(s, p); }\
-  void secateur_spmv_blocks16_##isa(const secateur_stream* s, const secateur_panel* p) {                                \
-    blocks_single<L, uint16_t>(s, p);                                                                                   \
-  }                                                                                                                     \
+#define SECATEUR_SPMM(isa, L, WIDE, Square, ell)                                                                       \
+  SECATEUR_PRODUCTS(, isa, L, WIDE, Singles, ell)                                                                      \
+  extern "C" {                                                                                                         \
   void secateur_to_panel_##isa(const float* samples, size_t n, size_t stride, size_t features, size_t width, float* panel) {\
     samples_to_panel<Square>(samples, n, stride, features, width, panel);                                               \
   }                                                                                                                     \

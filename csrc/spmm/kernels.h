@@ -1,4 +1,4 @@
-// What a sparse matrix kernel is: plain functions on raw memory, one thread, float32.
+// What a sparse matrix kernel is: plain functions on raw memory, one thread, float32 or pairs of bf16.
 //
 // y = W x, one K-block (a run of input columns) after the other. Activations are feature-major panels x[K][width] with a
 // width of 16, 32 or 64 samples, or one sample x[K]. Weights are streams that the kernel reads from front to back:
@@ -73,6 +73,26 @@ typedef spmm_fn spmv_ell_fn;
 typedef spmm_fn spmv_csr_fn;
 typedef spmm_fn spmv_blocks8_fn;
 typedef spmm_fn spmv_blocks16_fn;
+
+// The same in bf16: a column is a pair of neighbouring inputs, a value of a weight and of x a word of two bf16 numbers
+// (bf16.h); y, bias and residual are float32.
+typedef spmm_fn bf16_spmm_rows8_fn;
+typedef spmm_fn bf16_spmm_rows16_fn;
+typedef spmm_fn bf16_spmm_even8_fn;
+typedef spmm_fn bf16_spmm_even16_fn;
+typedef spmm_fn bf16_spmm_csr_fn;
+typedef spmm_fn bf16_spmm_blocks8_fn;
+typedef spmm_fn bf16_spmm_blocks16_fn;
+typedef spmm_fn bf16_spmv_ell_fn;
+typedef spmm_fn bf16_spmv_csr_fn;
+typedef spmm_fn bf16_spmv_blocks8_fn;
+typedef spmm_fn bf16_spmv_blocks16_fn;
+
+// panel[features][width] without its rows of zeros to pairs[features / 2][width]; an odd feature goes with 0.
+typedef void bf16_from_panel_fn(const float* panel, size_t features, size_t width, float* pairs);
+
+// `features` columns of samples[n][stride] (n <= width) to such pairs; samples that are not there become 0.
+typedef void bf16_from_samples_fn(const float* samples, size_t n, size_t stride, size_t features, size_t width, float* pairs);
 
 // `features` columns of samples[n][stride] (n <= width) to panel[features][width]; samples that are not there become 0.
 typedef void to_panel_fn(const float* samples, size_t n, size_t stride, size_t features, size_t width, float* panel);

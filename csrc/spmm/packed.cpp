@@ -33,23 +33,24 @@ Packed::Packed(const KernelTable& table, const Shape& shape, const Streams& stre
 
 void Packed::choose_kernels() {
   const bool bytes = shape_.bits == 8;
+  const KernelTable& t = table_;
   if (shape_.layout == "rows") {
     layout_ = Layout::rows;
-    panel_kernel_ = bytes ? table_.spmm_rows8 : table_.spmm_rows16;
+    panel_kernel_ = bytes ? kernel(t.spmm_rows8, t.bf16_spmm_rows8) : kernel(t.spmm_rows16, t.bf16_spmm_rows16);
   } else if (shape_.layout == "even") {
     layout_ = Layout::even;
-    panel_kernel_ = bytes ? table_.spmm_even8 : table_.spmm_even16;
+    panel_kernel_ = bytes ? kernel(t.spmm_even8, t.bf16_spmm_even8) : kernel(t.spmm_even16, t.bf16_spmm_even16);
   } else if (shape_.layout == "csr") {
     layout_ = Layout::csr;
-    panel_kernel_ = table_.spmm_csr;
-    single_kernel_ = table_.spmv_csr;
+    panel_kernel_ = kernel(t.spmm_csr, t.bf16_spmm_csr);
+    single_kernel_ = kernel(t.spmv_csr, t.bf16_spmv_csr);
   } else if (shape_.layout == "blocks") {
     layout_ = Layout::blocks;
-    panel_kernel_ = bytes ? table_.spmm_blocks8 : table_.spmm_blocks16;
-    single_kernel_ = bytes ? table_.spmv_blocks8 : table_.spmv_blocks16;
+    panel_kernel_ = bytes ? kernel(t.spmm_blocks8, t.bf16_spmm_blocks8) : kernel(t.spmm_blocks16, t.bf16_spmm_blocks16);
+    single_kernel_ = bytes ? kernel(t.spmv_blocks8, t.bf16_spmv_blocks8) : kernel(t.spmv_blocks16, t.bf16_spmv_blocks16);
   } else if (shape_.layout == "ell") {
     layout_ = Layout::ell;
-    single_kernel_ = table_.spmv_ell;
+    single_kernel_ = kernel(t.spmv_ell, t.bf16_spmv_ell);
   } else {
     refuse("layout '" + shape_.layout + "' is none of rows, even, csr, blocks, ell");
   }
@@ -78,10 +79,10 @@ void Packed::check_shape() const {
   }
 }
 
-size_t Packed::k_blocks() const { return std::max<size_t>(1, (shape_.cols + shape_.block - 1) / shape_.block); }
+size_t Packed::k_blocks() const { return std::max<size_t>(1, (columns() + shape_.block - 1) / shape_.block); }
 size_t Packed::chunks() const { return (shape_.rows + shape_.chunk - 1) / shape_.chunk; }
 size_t Packed::rows_of(size_t chunk) const { return std::min(shape_.chunk, shape_.rows - chunk * shape_.chunk); }
-size_t Packed::features_of(size_t k) const { return std::min(shape_.block, shape_.cols - std::min(shape_.cols, feature_of(k))); }
+size_t Packed::columns_of(size_t k) const { return std::min(shape_.block, columns() - std::min(columns(), column_of(k))); }
 
 // What the kernels trust: that counts, indices and row names stay inside the streams, the K-block and the chunk.
 void Packed::walk() {
@@ -91,7 +92,7 @@ void Packed::walk() {
     for (size_t k = 0; k < k_blocks(); ++k) {
       pieces_from_.push_back(pieces_.size());
       for (size_t row = first; row < end; row += step) {
-        walk_piece(row, std::min(step, end - row), panel::columns(features_of(k)));
+        walk_piece(row, std::min(step, end - row), panel::columns(columns_of(k)));
       }
     }
   }

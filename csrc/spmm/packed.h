@@ -10,13 +10,16 @@
 
 namespace secateur {
 
+// What a word of the values and of the panel is: a float, or two neighbouring inputs in bf16.
+enum class Word { single, pair };
+
 // The memory belongs to the caller and must stay as it was when it was checked.
 struct Streams {
   const void* counts;
   size_t counts_bytes;
   const void* index;
   size_t index_bytes;
-  const float* values;
+  const float* values;  // words of 32 bits
   size_t values_length;
 };
 
@@ -25,11 +28,12 @@ struct Shape {
   size_t rows, cols;   // features
   size_t unit;         // rows of a group
   size_t chunk;        // rows of a chunk: whole runs (program/panel.h)
-  size_t block;        // features of a K-block: whole runs
+  size_t block;        // columns of a K-block, features or pairs of them: whole runs
   size_t bits;         // of an index: 8 or 16
+  Word word = Word::single;
 };
 
-// Panels as program/panel.h lays them out; x begins with the K-block, y, bias and residual with the chunk.
+// Panels as program/panel.h lays them out, that of pairs too; x begins with the K-block, y, bias and residual with the chunk.
 struct Operands {
   const float* x;
   float* y;
@@ -54,9 +58,11 @@ class Packed {
   size_t chunks() const;
   size_t first_of(size_t chunk) const { return chunk * shape_.chunk; }
   size_t rows_of(size_t chunk) const;
+  Word word() const { return shape_.word; }
+  size_t columns() const { return shape_.word == Word::pair ? (shape_.cols + 1) / 2 : shape_.cols; }
   size_t k_blocks() const;
-  size_t feature_of(size_t k_block) const { return k_block * shape_.block; }
-  size_t features_of(size_t k_block) const;
+  size_t column_of(size_t k_block) const { return k_block * shape_.block; }
+  size_t columns_of(size_t k_block) const;
 
   // One K-block of one chunk. The first K-block starts from bias and residual, the last one activates.
   void run(size_t chunk, size_t k_block, const Operands& operands) const;
@@ -73,6 +79,7 @@ class Packed {
   };
 
   void choose_kernels();
+  spmm_fn* kernel(spmm_fn* singles, spmm_fn* pairs) const { return shape_.word == Word::pair ? pairs : singles; }
   void check_shape() const;
   void walk();
   void walk_piece(size_t first, size_t rows, size_t width);

@@ -1,13 +1,15 @@
 // The sparse kernels for panels of 16, 32 and 64 samples, as templates over a vector of `L` floats (GCC and Clang vector
 // extensions). A tile of 4 rows and V vectors of samples lives in registers while its weights stream by; a weight is
 // broadcast once for V products, and a loaded activation serves every row of its column's pattern.
+// A weight and an activation are words of 32 bits: what they mean, Math says (vectors.h: float32; bf16.h: pairs of bf16).
 // The anonymous namespace gives each including file its own copy, compiled with its own flags and never merged.
 #pragma once
+
+#include <string.h>
 
 #include "vectors.h"
 
 namespace {
-
 
 template <int L, int R, int V>
 struct Tile {
@@ -62,7 +64,7 @@ SECATEUR_INLINE void end_tile(Tile<L, R, V>& tile, const secateur_panel& panel, 
 }
 
 // `n` columns that all have pattern P.
-template <int P, int L, int V, size_t W, typename Index>
+template <typename Math, int P, int L, int V, size_t W, typename Index>
 SECATEUR_INLINE void run_pattern(Tile<L, 4, V>& tile, size_t n, const float* x, const Index*& index, const float*& value) {
   constexpr int rows = (P & 1) + (P >> 1 & 1) + (P >> 2 & 1) + (P >> 3 & 1);
   const Index* const end = index + n;
@@ -75,23 +77,23 @@ SECATEUR_INLINE void run_pattern(Tile<L, 4, V>& tile, size_t n, const float* x, 
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
       if (!(P >> r & 1)) continue;
-      const typename Floats<L>::type weight = splat<L>(value[next++]);
+      const Vector<L> weight = Math::template splat<L>(value + next++);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) tile.at[r][v] += weight * activation[v];
+      for (int v = 0; v < V; ++v) tile.at[r][v] = Math::template add<L>(tile.at[r][v], weight, activation[v]);
     }
   }
 }
 
-template <int P, int L, int V, size_t W, typename Index>
+template <typename Math, int P, int L, int V, size_t W, typename Index>
 SECATEUR_INLINE void run_patterns(Tile<L, 4, V>& tile, const Index* counts, const float* x, const Index*& index,
                                   const float*& value) {
   if constexpr (P <= 15) {
-    run_pattern<P, L, V, W>(tile, counts[P - 1], x, index, value);
-    run_patterns<P + 1, L, V, W>(tile, counts, x, index, value);
+    run_pattern<Math, P, L, V, W>(tile, counts[P - 1], x, index, value);
+    run_patterns<Math, P + 1, L, V, W>(tile, counts, x, index, value);
   }
 }
 
-template <int L, int V, size_t W, typename Index>
+template <typename Math, int L, int V, size_t W, typename Index>
 void rows_of_width(const secateur_stream& stream, const secateur_panel& panel) {
   const Index* counts = static_cast<const Index*>(stream.counts);
   const Index* index = static_cast<const Index*>(stream.index);
@@ -104,14 +106,28 @@ void rows_of_width(const secateur_stream& stream, const secateur_panel& panel) {
       value = value_here;
       Tile<L, 4, V> tile;
       begin_tile<W>(tile, panel, Run{4 * group}, column);
-      run_patterns<1, L, V, W>(tile, counts, panel.x + column, index, value);
+      run_patterns<Math, 1, L, V, W>(tile, counts, panel.x + column, index, value);
       end_tile<W>(tile, panel, Run{4 * group}, column);
     }
   }
 }
 
+constexpr bool backwards = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
+
+// Room for four indices.
+template <typename Index>
+struct Four;
+template <>
+struct Four<uint8_t> {
+  typedef uint32_t type;
+};
+template <>
+struct Four<uint16_t> {
+  typedef uint64_t type;
+};
+
 // Four rows in step: no branch depends on the weights but the number of steps, which seldom changes from group to group.
-template <int L, int V, size_t W, typename Index>
+template <typename Math, int L, int V, size_t W, typename Index>
 void even_of_width(const secateur_stream& stream, const secateur_panel& panel) {
   const uint16_t* header = static_cast<const uint16_t*>(stream.counts);
   const Index* index = static_cast<const Index*>(stream.index);
@@ -125,12 +141,16 @@ void even_of_width(const secateur_stream& stream, const secateur_panel& panel) {
       begin_tile<W>(tile, panel, rows, column);
       for (size_t i = 0; i < 4 * n; i += 4) {
         Vector<L> weights[4];
-        splat4<L>(value + i, weights);
+        Math::template splat4<L>(value + i, weights);
+        typename Four<Index>::type four;  // one load of four indices: loads are what these kernels have too many of
+        memcpy(&four, index + i, sizeof four);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; ++r) {
-          const float* activation = x + size_t(index[i + size_t(r)]) * W;
+          const float* activation = x + size_t(Index(four >> 8 * sizeof(Index) * size_t(backwards ? 3 - r : r))) * W;
 #pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) tile.at[r][v] += weights[r] * load<L>(activation + L * v);
+          for (int v = 0; v < V; ++v) {
+            tile.at[r][v] = Math::template add<L>(tile.at[r][v], weights[r], load<L>(activation + L * v));
+          }
         }
       }
       end_tile<W>(tile, panel, rows, column);
@@ -141,7 +161,7 @@ void even_of_width(const secateur_stream& stream, const secateur_panel& panel) {
 }
 
 // One row. V vectors alone are too few chains for the latency of an addition, so S sums run side by side.
-template <int L, int V, int S, size_t W>
+template <typename Math, int L, int V, int S, size_t W>
 void csr_of_width(const secateur_stream& stream, const secateur_panel& panel) {
   const uint16_t* counts = static_cast<const uint16_t*>(stream.counts);
   const uint16_t* index = static_cast<const uint16_t*>(stream.index);
@@ -157,15 +177,19 @@ void csr_of_width(const secateur_stream& stream, const secateur_panel& panel) {
       for (; i + S <= n; i += S) {
 #pragma GCC unroll 4
         for (size_t s = 0; s < S; ++s) {
-          const typename Floats<L>::type weight = splat<L>(value[i + s]);
+          const Vector<L> weight = Math::template splat<L>(value + i + s);
 #pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) sums.at[s][v] += weight * load<L>(x + size_t(index[i + s]) * W + L * v);
+          for (int v = 0; v < V; ++v) {
+            sums.at[s][v] = Math::template add<L>(sums.at[s][v], weight, load<L>(x + size_t(index[i + s]) * W + L * v));
+          }
         }
       }
       for (; i < n; ++i) {
-        const typename Floats<L>::type weight = splat<L>(value[i]);
+        const Vector<L> weight = Math::template splat<L>(value + i);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) tile.at[0][v] += weight * load<L>(x + size_t(index[i]) * W + L * v);
+        for (int v = 0; v < V; ++v) {
+          tile.at[0][v] = Math::template add<L>(tile.at[0][v], weight, load<L>(x + size_t(index[i]) * W + L * v));
+        }
       }
 #pragma GCC unroll 4
       for (int s = 0; s < S; ++s) {
@@ -180,22 +204,22 @@ void csr_of_width(const secateur_stream& stream, const secateur_panel& panel) {
 }
 
 // Products of 4 rows of a block with one column.
-template <int L, int V>
+template <typename Math, int L, int V>
 SECATEUR_INLINE void add_column(Tile<L, 4, V>& tile, const float* x, const float* weights) {
   Vector<L> activation[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) activation[v] = load<L>(x + L * v);
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
-    const Vector<L> weight = splat<L>(weights[r]);
+    const Vector<L> weight = Math::template splat<L>(weights + r);
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) tile.at[r][v] += weight * activation[v];
+    for (int v = 0; v < V; ++v) tile.at[r][v] = Math::template add<L>(tile.at[r][v], weight, activation[v]);
   }
 }
 
 // Blocks: 4 rows at a time, whatever the block's height, so that four rows share every load. With one vector of samples
 // two sums run side by side.
-template <int L, int V, size_t W, typename Index>
+template <typename Math, int L, int V, size_t W, typename Index>
 void blocks_of_width(const secateur_stream& stream, const secateur_panel& panel) {
   const Index* counts = static_cast<const Index*>(stream.counts);
   const Index* index = static_cast<const Index*>(stream.index);
@@ -213,13 +237,13 @@ void blocks_of_width(const secateur_stream& stream, const secateur_panel& panel)
         if constexpr (V == 1) {
           Tile<L, 4, V> other{};
           for (; i + 2 <= n; i += 2, weights += 2 * unit) {
-            add_column<L, V>(tile, x + size_t(index[i]) * W, weights);
-            add_column<L, V>(other, x + size_t(index[i + 1]) * W, weights + unit);
+            add_column<Math, L, V>(tile, x + size_t(index[i]) * W, weights);
+            add_column<Math, L, V>(other, x + size_t(index[i + 1]) * W, weights + unit);
           }
 #pragma GCC unroll 4
           for (int r = 0; r < 4; ++r) tile.at[r][0] += other.at[r][0];
         }
-        for (; i < n; ++i, weights += unit) add_column<L, V>(tile, x + size_t(index[i]) * W, weights);
+        for (; i < n; ++i, weights += unit) add_column<Math, L, V>(tile, x + size_t(index[i]) * W, weights);
         end_tile<W>(tile, panel, Run{group * unit + part}, column);
       }
     }
@@ -230,39 +254,39 @@ void blocks_of_width(const secateur_stream& stream, const secateur_panel& panel)
 
 // The widths. WIDE vectors of a panel of 64 fit the registers at once; where that is fewer than the panel has, it is
 // walked in pieces.
-template <int L, int WIDE, typename Index>
+template <typename Math, int L, int WIDE, typename Index>
 SECATEUR_INLINE void rows_of(const secateur_stream* stream, const secateur_panel* panel) {
   switch (panel->width) {
-    case 64: return rows_of_width<L, WIDE, 64, Index>(*stream, *panel);
-    case 32: return rows_of_width<L, least(WIDE, 32 / L), 32, Index>(*stream, *panel);
-    case 16: return rows_of_width<L, least(WIDE, 16 / L), 16, Index>(*stream, *panel);
+    case 64: return rows_of_width<Math, L, WIDE, 64, Index>(*stream, *panel);
+    case 32: return rows_of_width<Math, L, least(WIDE, 32 / L), 32, Index>(*stream, *panel);
+    case 16: return rows_of_width<Math, L, least(WIDE, 16 / L), 16, Index>(*stream, *panel);
   }
 }
 
-template <int L, int WIDE, typename Index>
+template <typename Math, int L, int WIDE, typename Index>
 SECATEUR_INLINE void even_of(const secateur_stream* stream, const secateur_panel* panel) {
   switch (panel->width) {
-    case 64: return even_of_width<L, WIDE, 64, Index>(*stream, *panel);
-    case 32: return even_of_width<L, least(WIDE, 32 / L), 32, Index>(*stream, *panel);
-    case 16: return even_of_width<L, least(WIDE, 16 / L), 16, Index>(*stream, *panel);
+    case 64: return even_of_width<Math, L, WIDE, 64, Index>(*stream, *panel);
+    case 32: return even_of_width<Math, L, least(WIDE, 32 / L), 32, Index>(*stream, *panel);
+    case 16: return even_of_width<Math, L, least(WIDE, 16 / L), 16, Index>(*stream, *panel);
   }
 }
 
-template <int L, int WIDE>
+template <typename Math, int L, int WIDE>
 SECATEUR_INLINE void csr_of(const secateur_stream* stream, const secateur_panel* panel) {
   switch (panel->width) {
-    case 64: return csr_of_width<L, WIDE, 1, 64>(*stream, *panel);
-    case 32: return csr_of_width<L, least(WIDE, 32 / L), 2, 32>(*stream, *panel);
-    case 16: return csr_of_width<L, least(WIDE, 16 / L), 4, 16>(*stream, *panel);
+    case 64: return csr_of_width<Math, L, WIDE, 1, 64>(*stream, *panel);
+    case 32: return csr_of_width<Math, L, least(WIDE, 32 / L), 2, 32>(*stream, *panel);
+    case 16: return csr_of_width<Math, L, least(WIDE, 16 / L), 4, 16>(*stream, *panel);
   }
 }
 
-template <int L, int WIDE, typename Index>
+template <typename Math, int L, int WIDE, typename Index>
 SECATEUR_INLINE void blocks_of(const secateur_stream* stream, const secateur_panel* panel) {
   switch (panel->width) {
-    case 64: return blocks_of_width<L, WIDE, 64, Index>(*stream, *panel);
-    case 32: return blocks_of_width<L, least(WIDE, 32 / L), 32, Index>(*stream, *panel);
-    case 16: return blocks_of_width<L, least(WIDE, 16 / L), 16, Index>(*stream, *panel);
+    case 64: return blocks_of_width<Math, L, WIDE, 64, Index>(*stream, *panel);
+    case 32: return blocks_of_width<Math, L, least(WIDE, 32 / L), 32, Index>(*stream, *panel);
+    case 16: return blocks_of_width<Math, L, least(WIDE, 16 / L), 16, Index>(*stream, *panel);
   }
 }
 

@@ -1,4 +1,5 @@
 // The reference: vectors of 4 floats, which the compiler turns into whatever the machine has.
+#include "bf16_entries.h"
 #include "entries.h"
 
 namespace {
@@ -14,4 +15,5 @@ struct Square {
 
 }  // namespace
 
-SECATEUR_SPMM(portable, 4, 2, Square, ell_single<4>)
+SECATEUR_SPMM(portable, 4, 2, Square, (ell_single<Singles, 4>))
+SECATEUR_BF16(portable, 4, 2, panel_to_pairs_plain, samples_to_pairs_plain, (ell_single<Pairs, 4>))

@@ -19,7 +19,7 @@ SECATEUR_INLINE void finish_single(const secateur_panel& panel, size_t rows) {
   for (size_t r = 0; r < rows; r += L) store<L>(panel.y + r, activate<L>(load<L>(panel.y + r), panel.activation));
 }
 
-template <int L>
+template <typename Math, int L>
 SECATEUR_INLINE void csr_single(const secateur_stream* stream, const secateur_panel* panel) {
   const uint16_t* counts = static_cast<const uint16_t*>(stream->counts);
   const uint16_t* index = static_cast<const uint16_t*>(stream->index);
@@ -33,9 +33,9 @@ SECATEUR_INLINE void csr_single(const secateur_stream* stream, const secateur_pa
     size_t i = 0;
     for (; i + 4 <= n; i += 4) {
 #pragma GCC unroll 4
-      for (size_t s = 0; s < 4; ++s) sums[s] += value[i + s] * x[index[i + s]];
+      for (size_t s = 0; s < 4; ++s) sums[s] = Math::add_one(sums[s], value + i + s, x + index[i + s]);
     }
-    for (; i < n; ++i) sums[i & 3] += value[i] * x[index[i]];
+    for (; i < n; ++i) sums[i & 3] = Math::add_one(sums[i & 3], value + i, x + index[i]);
     panel->y[row] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     index += n;
     value += n;
@@ -44,7 +44,7 @@ SECATEUR_INLINE void csr_single(const secateur_stream* stream, const secateur_pa
 }
 
 // B rows, four columns at a time, each with sums of its own.
-template <int L, int B, typename Index>
+template <typename Math, int L, int B, typename Index>
 SECATEUR_INLINE void blocks_single_of(const secateur_stream& stream, const secateur_panel& panel) {
   constexpr int W = least(L, B);
   constexpr int V = B / W;
@@ -64,15 +64,17 @@ SECATEUR_INLINE void blocks_single_of(const secateur_stream& stream, const secat
     for (; i + 4 <= n; i += 4, value += 4 * B) {
 #pragma GCC unroll 4
       for (size_t s = 0; s < 4; ++s) {
-        const Vector<W> x = splat<W>(panel.x[index[i + s]]);
+        const Vector<W> x = Math::template splat<W>(panel.x + index[i + s]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sums[s][v] += x * load<W>(value + s * B + size_t(W * v));
+        for (int v = 0; v < V; ++v) {
+          sums[s][v] = Math::template add<W>(sums[s][v], load<W>(value + s * B + size_t(W * v)), x);
+        }
       }
     }
     for (; i < n; ++i, value += B) {
-      const Vector<W> x = splat<W>(panel.x[index[i]]);
+      const Vector<W> x = Math::template splat<W>(panel.x + index[i]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sums[0][v] += x * load<W>(value + W * v);
+      for (int v = 0; v < V; ++v) sums[0][v] = Math::template add<W>(sums[0][v], load<W>(value + W * v), x);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -83,19 +85,19 @@ SECATEUR_INLINE void blocks_single_of(const secateur_stream& stream, const secat
   finish_single<L>(panel, stream.groups * B);
 }
 
-template <int L, typename Index>
+template <typename Math, int L, typename Index>
 SECATEUR_INLINE void blocks_single(const secateur_stream* stream, const secateur_panel* panel) {
   switch (stream->unit) {
-    case 4: return blocks_single_of<L, 4, Index>(*stream, *panel);
-    case 8: return blocks_single_of<L, 8, Index>(*stream, *panel);
-    case 16: return blocks_single_of<L, 16, Index>(*stream, *panel);
+    case 4: return blocks_single_of<Math, L, 4, Index>(*stream, *panel);
+    case 8: return blocks_single_of<Math, L, 8, Index>(*stream, *panel);
+    case 16: return blocks_single_of<Math, L, 16, Index>(*stream, *panel);
   }
 }
 
 constexpr size_t ell_record = 18;
 
 // The meaning of ell, and the fallback where no permutation of 32 floats exists.
-template <int L>
+template <typename Math, int L>
 SECATEUR_INLINE void ell_single(const secateur_stream* stream, const secateur_panel* panel) {
   const uint32_t* counts = static_cast<const uint32_t*>(stream->counts);
   const uint8_t* record = static_cast<const uint8_t*>(stream->index);
@@ -107,7 +109,7 @@ SECATEUR_INLINE void ell_single(const secateur_stream* stream, const secateur_pa
       const float* x = panel->x + (size_t(record[0]) | size_t(record[1]) << 8);
       for (size_t r = 0; r < 16; ++r) {
         const uint8_t at = record[2 + r];
-        if (at < 128) sums[r] += value[r] * x[at];
+        if (at < 128) sums[r] = Math::add_one(sums[r], value + r, x + at);
       }
     }
     for (size_t r = 0; r < 16; ++r) panel->y[16 * slice + r] = sums[r];

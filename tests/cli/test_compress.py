@@ -218,7 +218,7 @@ def test_ctrl_c_says_how_to_continue_and_the_result_is_the_same(run: Run, nets: 
     started.send_signal(signal.SIGINT)
     out, message = started.communicate(timeout=60)
     (nets / "hold").unlink()
-    assert started.returncode == INTERRUPTED, message
+    assert started.returncode == INTERRUPTED, f"{message}\n{out}\n{folder.points()} points"
     assert out == ""
     assert message.splitlines()[-1] == (
         f"secateur compress: interrupted; 1 point is kept in {folder.path.relative_to(nets)}. "

@@ -187,7 +187,7 @@ def test_wrong_use(call: Any, message: str) -> None:
     ("arguments", "message"),
     [
         ({"threads": 0}, "threads=0: expected 1 or more"),
-        ({"dtype": torch.bfloat16}, "only torch.float32 is built so far"),
+        ({"dtype": torch.float16}, "allowed are torch.float32, torch.bfloat16"),
         ({"example_inputs": 3}, "expected a tensor, a tuple of arguments or a mapping"),
         ({"model": nn.Linear(3, 3).double()}, "expects float32 weights on the CPU, got torch.float64 on cpu"),
     ],

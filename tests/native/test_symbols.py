@@ -57,6 +57,8 @@ def test_kernel_files_leak_nothing(isa: str, architecture: str, flags: str, tmp_
     own = {f"secateur_{kernel}_{where}" for kernel, where in KERNELS if where == isa}
     exported: list[str] = []
     for room in ROOMS:
+        if not (CSRC / room / f"{isa}.cpp").exists():
+            continue
         found = symbols(compiler, CSRC / room / f"{isa}.cpp", flags, tmp_path)
         assert leaks(found, own) == []
         exported += [name for kind, name in found if kind == "T"]
@@ -81,14 +83,16 @@ def test_a_leak_is_seen(code: str, tmp_path: Path) -> None:
 
 
 def test_the_list_is_whole() -> None:
-    """Every line parses, every instruction set has every kernel, and the file of each room exists."""
+    """Every line parses; portable has every kernel; no set has one twice; every file stands for kernels."""
     text = (CSRC / "kernels.def").read_text()
     assert len(LISTED) == len(re.findall(r"^SECATEUR_ISA", text, re.MULTILINE)) >= 4
     assert len(KERNELS) == len(re.findall(r"^SECATEUR_KERNEL", text, re.MULTILINE))
     kernels = {kernel for kernel, _ in KERNELS}
-    assert {(k, isa) for k in kernels for isa, *_ in LISTED} == set(KERNELS)
+    assert {kernel for kernel, isa in KERNELS if isa == "portable"} == kernels
+    assert len(set(KERNELS)) == len(KERNELS)
+    assert {isa for _, isa in KERNELS} == {isa for isa, *_ in LISTED}
     assert {path.parent.name for path in CSRC.glob("*/portable.cpp")} == set(ROOMS)
-    assert all((CSRC / room / f"{isa}.cpp").exists() for isa, *_ in LISTED for room in ROOMS)
+    assert all(any((CSRC / room / f"{isa}.cpp").exists() for room in ROOMS) for isa, *_ in LISTED)
 
 
 @pytest.mark.parametrize(("flags", "features"), [line[2:] for line in LISTED if line[1] != "aarch64"])

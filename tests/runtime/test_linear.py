@@ -104,7 +104,8 @@ def test_a_layer_is_a_drop_in(either: str) -> None:
         ({"bias": torch.ones(4, device="meta")}, "bias: .* on meta"),
         (
             {"activation": "tanh"},
-            "activation 'tanh': allowed are None, relu, gelu, gelu_tanh, silu, relu6, hardswish, leaky_relu_0.1, leaky_relu_0.01",
+            "activation 'tanh': allowed are None, relu, gelu, gelu_tanh, silu, relu6, hardswish, leaky_relu_0.1, "
+            "leaky_relu_0.01",
         ),
     ],
 )

@@ -15,13 +15,25 @@ from secateur.cli.demo import demo
 from secateur.cli.inspect import inspect
 from secateur.cli.measure import measure
 from secateur.cli.methods import methods
+from secateur.cli.pack import pack
 from secateur.cli.prune import prune
 from secateur.cli.report import report
 from secateur.cli.shrink import shrink
 
 __all__ = ["COMMANDS", "app"]
 
-COMMANDS: tuple[Callable[..., Any], ...] = (demo, methods, inspect, prune, shrink, compress, measure, bench, report)
+COMMANDS: tuple[Callable[..., Any], ...] = (
+    demo,
+    methods,
+    inspect,
+    prune,
+    shrink,
+    compress,
+    pack,
+    measure,
+    bench,
+    report,
+)
 """In the order of the help text. Each is named by its function and explained by its docstring."""
 
 app = typer.Typer(

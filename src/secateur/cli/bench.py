@@ -10,7 +10,7 @@ import typer
 
 from secateur.cli.output import console, printable
 
-__all__ = ["NOTHING_TIMED", "bench"]
+__all__ = ["NOTHING_TIMED", "Data", "Shape", "bench", "example_inputs"]
 
 NOTHING_TIMED = 3
 """The exit code where no runtime could be timed."""
@@ -71,7 +71,7 @@ def bench(
     wanted = DEFAULT if runtimes is None else tuple(name.strip() for name in runtimes.split(",") if name.strip())
     net = make_model(model)
     fill(net, file)
-    inputs = _inputs(shape, data)
+    inputs = example_inputs(shape, data)
     with console(stderr=True).status("starting") as status:
         found = compare_all(
             net,
@@ -89,7 +89,7 @@ def bench(
         raise typer.Exit(NOTHING_TIMED)
 
 
-def _inputs(shapes: list[str] | None, data: str | None) -> Any:
+def example_inputs(shapes: list[str] | None, data: str | None) -> Any:
     """A tuple or mapping of arguments."""
     from secateur.cli.functions import first_inputs, make_data
 

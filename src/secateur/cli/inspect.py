@@ -13,6 +13,8 @@ from secateur.cli.output import print_json, print_line, print_table
 
 __all__ = ["inspect"]
 
+_KINDS = {"secateur": "secateur file", "secateur packed": "packed model", "safetensors": "plain safetensors"}
+
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="A file of `secateur prune` or sc.save, or any safetensors file.")],
@@ -24,8 +26,9 @@ def inspect(
     that led to it. Only the header is read and checked; loading checks the tensors too.
     """
     from secateur.cli.weights import is_secateur_file
+    from secateur.deploy.pack.loading import is_packed
 
-    found = _sparse(file) if is_secateur_file(file) else _plain(file)
+    found = _sparse(file) if is_secateur_file(file) and not is_packed(file) else _plain(file)
     if json:
         print_json(found)
     else:
@@ -69,6 +72,7 @@ def _sparse(path: Path) -> dict[str, Any]:
 
 def _plain(path: Path) -> dict[str, Any]:
     from secateur.cli.weights import starts_like_a_checkpoint
+    from secateur.deploy.pack.loading import is_packed
     from secateur.io.container import parse_header
 
     if starts_like_a_checkpoint(path):
@@ -91,7 +95,7 @@ def _plain(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     return {
         "file": str(path),
-        "format": "safetensors",
+        "format": "secateur packed" if is_packed(path) else "safetensors",
         "file_bytes": size,
         "dense_bytes": sum(entry["bytes"] for entry in tensors),
         "unit": None,
@@ -117,8 +121,9 @@ def _show(found: dict[str, Any]) -> None:
 def _headline(found: dict[str, Any], data_size: Callable[[int], str]) -> str:
     masked = [entry for entry in found["tensors"] if entry["kept"] is not None and entry["tied_to"] is None]
     size, dense = found["file_bytes"], found["dense_bytes"]
-    kind = "secateur file" if found["format"] == "secateur" else "plain safetensors"
-    line = f"{found['file']}: {kind}, {data_size(size)}"
+    line = f"{found['file']}: {_KINDS[found['format']]}, {data_size(size)}"
+    if found["format"] == "secateur packed":
+        return f"{line}; sc.load gives the packed model"
     if not masked:
         return f"{line}, no masks"
     total, kept = sum(entry["total"] for entry in masked), sum(entry["kept"] for entry in masked)

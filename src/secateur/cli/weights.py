@@ -63,10 +63,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     import torch
     from safetensors.torch import load_file
 
-    from secateur.deploy import load
+    from secateur.deploy import load_bundle
 
     if is_secateur_file(path):
-        return dict(load(path).tensors)
+        return dict(load_bundle(path).tensors)
     if not starts_like_a_checkpoint(path):
         return load_file(path)  # a whole one, as is_secateur_file has checked
     try:
@@ -87,11 +87,12 @@ def read_plan(path: Path) -> Mapping[str, Any] | None:
 
 
 def is_secateur_file(path: Path) -> bool:
-    """Whether a file has this library's record in its header.
+    """Whether a file has this library's record in its header: of weights, or of a packed model.
 
     Raises:
         ValueError: if there is no such file, or it is no whole safetensors file.
     """
+    from secateur.deploy.pack.saving import KEY
     from secateur.io.container import parse_header
 
     if not path.is_file():
@@ -100,7 +101,7 @@ def is_secateur_file(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         try:
-            return "secateur" in parse_header(file).metadata
+            return not {"secateur", KEY}.isdisjoint(parse_header(file).metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from secateur.deploy.files import load, save
+from secateur.deploy.files import load, load_bundle, save
 
-__all__ = ["load", "save"]
+__all__ = ["load", "load_bundle", "save"]

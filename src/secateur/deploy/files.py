@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from secateur.core.units import parse_unit
 from secateur.deploy.attention import attentions, open_as
 from secateur.deploy.filling import check_contents, check_masks, check_ties, swap_in, target_tensors
+from secateur.deploy.pack.loading import is_packed, load_packed
+from secateur.deploy.pack.packed import PackedModel
+from secateur.deploy.pack.saving import save_packed
 from secateur.deploy.shrunk import structure_in, structure_to_save, with_structure
 from secateur.deploy.standalone.written import attention_in, beside, put_beside, with_attention
 from secateur.io import Bundle, Contents, read, write
@@ -23,7 +26,7 @@ from secateur.model.removal.registry import find_mark, set_mark
 from secateur.model.removal.restore import reshape
 from secateur.types import Layout, Tensors
 
-__all__ = ["load", "save"]
+__all__ = ["load", "load_bundle", "save"]
 
 
 class _HasRecord(Protocol):
@@ -41,6 +44,7 @@ def save(
     plan: Json | None = None,
     record: Json | None = None,
     shrunk: bool | None = None,
+    blobs: bool = False,
 ) -> int:
     """Save a model with its masks as one safetensors file; removed weights take no room.
 
@@ -60,6 +64,8 @@ def save(
         masks: which weights are removed; None: the masks registered for ``model``, if any.
         plan: the choices that led here: a ``Plan`` or plain JSON.
         record: anything else to remember: a record or plain JSON.
+        blobs: of a packed model, write the streams of its kernels too: beside the weights, which every machine reads,
+            they save packing where the same kernels are the fastest.
         shrunk: whether the model is smaller than its class builds it; None: as far as known. Say True for a
             copy or an unpickled model, which nothing is known of.
 
@@ -69,7 +75,7 @@ def save(
     Raises:
         ValueError: if removed weights have grown back, a state dict holds more than tensors, a tensor is
             sharded or sparse, the unit of the masks has no name to load it by, ``shrunk=True`` comes
-            with a mapping, or another file has the name of the second one.
+            with a mapping, another file has the name of the second one, or torch runs a part of a packed model.
         FileNotFoundError: if the folder does not exist.
 
     Example:
@@ -81,6 +87,12 @@ def save(
         >>> torch.equal(again.weight, net.weight)
         True
     """
+    if isinstance(model, PackedModel):
+        if masks is not None or shrunk is not None:
+            raise ValueError("a packed model has no masks, and nothing to shrink: leave masks= and shrunk= out")
+        return save_packed(model, path, _json(plan), _json(record), blobs)
+    if blobs:
+        raise ValueError("blobs=True is for packed models: sc.save(sc.pack(model, x), path, blobs=True)")
     if isinstance(model, nn.Module):
         root = unwrap(model)
         masks = find_masks(root) if masks is None else masks
@@ -110,7 +122,7 @@ def save(
 
 
 @overload
-def load(path: str | os.PathLike[str], into: None = None, *, max_bytes: int | None = None) -> Bundle: ...
+def load(path: str | os.PathLike[str], into: None = None, *, max_bytes: int | None = None) -> Bundle | PackedModel: ...
 @overload
 def load(
     path: str | os.PathLike[str], into: nn.Module | Callable[[], nn.Module], *, max_bytes: int | None = None
@@ -120,7 +132,7 @@ def load(
     into: nn.Module | Callable[[], nn.Module] | None = None,
     *,
     max_bytes: int | None = None,
-) -> Bundle | nn.Module:
+) -> Bundle | PackedModel | nn.Module:
     """Load a file made by ``save``; nothing in it is ever executed.
 
     With ``into`` the values are copied into the module's own parameters and buffers, exactly, and its masks
@@ -129,6 +141,8 @@ def load(
     was saved from a shrunk model, a module with the shapes from before is shrunk to its shapes; attention that was
     opened in it is opened.
 
+    A file of a packed model gives the packed model, without ``into``.
+
     Args:
         path: the file.
         into: a module, or a callable that makes one; None: return the contents.
@@ -136,7 +150,7 @@ def load(
             file where that is more.
 
     Returns:
-        The module, or a ``Bundle`` of tensors, unit masks, plan and record.
+        The module, or a ``Bundle`` of tensors, unit masks, plan and record, or a ``PackedModel``.
 
     Raises:
         ValueError: if the file is foreign, truncated, altered or oversized; or if names, shapes, dtypes,
@@ -152,8 +166,14 @@ def load(
         >>> bundle.tensors["scale"], bundle.record
         (tensor([1., 2.]), {'epoch': 3})
     """
+    if is_packed(path):
+        if into is not None:
+            raise ValueError(
+                f"{os.fspath(path)} is a packed model, which has no weights for a module: load it without into="
+            )
+        return load_packed(path, max_bytes)
     if into is None:
-        return read(path, expand=_expand, max_bytes=max_bytes)
+        return load_bundle(path, max_bytes)
     if not callable(into):  # modules are callable too
         raise ValueError(f"into= is a {type(into).__name__}; give a module, or a callable that makes one")
     target = into if isinstance(into, nn.Module) else into()
@@ -179,6 +199,20 @@ def load(
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
     return target
+
+
+def load_bundle(path: str | os.PathLike[str], max_bytes: int | None = None) -> Bundle:
+    """The contents of a file made by ``save``, whatever model they are for; see ``load``.
+
+    Raises:
+        ValueError: as of ``load``, or if the file is a packed model, which has no tensors of a model.
+    """
+    if is_packed(path):
+        raise ValueError(
+            f"{os.fspath(path)} is a packed model, which has no tensors by name: sc.load(path) gives the packed model; "
+            "give the file that it was packed from"
+        )
+    return read(path, expand=_expand, max_bytes=max_bytes)
 
 
 def _reshape_and_fill(root: nn.Module, slots: Mapping[str, Tensor], bundle: Bundle) -> None:

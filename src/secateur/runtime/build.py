@@ -14,6 +14,7 @@ from secateur.runtime.formats import Packed
 from secateur.runtime.geometry import planes_of
 from secateur.runtime.graph import Graph, Node
 from secateur.runtime.linear import ACTIVATIONS
+from secateur.runtime.pairs import KNOWN
 
 __all__ = ["Build", "Weights", "runs"]
 
@@ -63,6 +64,7 @@ class Build:
         self.steps: list[tuple[str, Any]] = []
         self._arena = _Arena()
         self._at: dict[str, int] = {}  # values in the arena
+        self._rounded: dict[str, int] = {}  # the same as pairs in bf16
         self._rows = {name: place for place, name in enumerate(graph.inputs)}  # row-major inputs
         self._left = {name: sum(node.inputs.count(name) for node in graph.nodes) for name in graph.shapes}
         for name in graph.outputs:
@@ -75,8 +77,10 @@ class Build:
             _STEPS[node.kind](self, node)
             for name in node.inputs:
                 self._left[name] -= 1
-                if not self._left[name] and name in self._at:
-                    self._arena.give_back(self._at[name])
+                if not self._left[name]:
+                    for places in (self._at, self._rounded):
+                        if name in places:
+                            self._arena.give_back(places[name])
         for place, name in enumerate(graph.outputs):
             if name not in self._at:
                 continue
@@ -110,6 +114,20 @@ class Build:
                 self.step("in", core.ToPanel(self.table, self.graph.floats(name), self.lanes, place, target))
         return self._place(name)
 
+    def rounded(self, name: str) -> Any:
+        """Where a value lies as pairs in bf16; its first reader brings it there."""
+        if name not in self._rounded:
+            features, bare = self.graph.floats(name), name in self._rows and name not in self._at
+            source = core.Place(core.Where.input, self._rows[name]) if bare else self._place(name)
+            self._rounded[name] = self._arena.take(core.panel_floats(-(-features // 2), self.lanes))
+            target = core.Place(core.Where.arena, self._rounded[name])
+            self.step("in", core.ToPairs(self.table, features, self.lanes, source, target))
+        return core.Place(core.Where.arena, self._rounded[name])
+
+    def _in_pairs(self, node: Node) -> bool:
+        packed = self.weights.get(node.output)
+        return isinstance(packed, Packed) and KNOWN[packed.layout].pairs
+
     def make(self, name: str) -> Any:
         """A place in the arena for a value."""
         floats = self.graph.floats(name)
@@ -126,13 +144,21 @@ class Build:
         packed = self.weights[node.output]
         assert isinstance(packed, Packed)
         alone = not self.spread and x in self._rows and x not in self._at and self._left[x] == 1
-        source = core.Place(core.Where.input, self._rows[x]) if alone else self.read(x)
+        # One reader rounds a value itself, K-block by K-block; several readers or threads share it.
+        pairs = sum(map(self._in_pairs, graph.readers(x)))
+        shared = self._in_pairs(node) and (self.spread or pairs > 1)
+        if shared:
+            source = self.rounded(x)
+        elif alone:
+            source = core.Place(core.Where.input, self._rows[x])
+        else:
+            source = self.read(x)
         residual = self.read(node.inputs[1]) if node.residual else None
         last = node.output in graph.outputs and not graph.readers(node.output) and residual is None
         target = _output(graph.outputs.index(node.output)) if last else self.make(node.output)
         handle = packed.native if self.table is core.active else packed.handle(self.table)
         bias = _own(node.bias)
-        step = core.Linear(handle, self.lanes, source, target, residual, _address(bias), _activation(node))
+        step = core.Linear(handle, self.lanes, source, target, residual, _address(bias), _activation(node), shared)
         self.step(node.output, step)
 
     def add(self, node: Node) -> None:

@@ -1,7 +1,7 @@
 """Choices that were measured on this machine, kept in a JSON file for the next start.
 
-One file per machine: processor, usable cores, instruction set, threads, versions. A file that is damaged is set aside; a
-choice that no longer fits is measured again. Nothing in here can stop a model from being packed.
+One file per machine: processor, usable cores, instruction set, threads, versions. A file that is damaged is set
+aside; a choice that no longer fits is measured again. Nothing in here can stop a model from being packed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _FORMAT = 1
 _CUTS = 1  # raised when a name stands for another cut or packing than before
 _MOST_ENTRIES = 400
 _MOST_BYTES = 8 << 20
+_PATIENCE = 300  # tries of 10 ms
 _MOST_FILES = 16  # machines, or versions, that one folder remembers
 
 
@@ -72,7 +73,16 @@ def machine_key(threads: int) -> str:
 @cache
 def _processor() -> str:
     """Virtual machines hide the name, so family, model and stepping belong to it."""
-    wanted = {"vendor_id", "cpu family", "model", "model name", "stepping", "CPU implementer", "CPU part", "CPU variant"}
+    wanted = {
+        "vendor_id",
+        "cpu family",
+        "model",
+        "model name",
+        "stepping",
+        "CPU implementer",
+        "CPU part",
+        "CPU variant",
+    }
     found: dict[str, str] = {}
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -82,7 +92,9 @@ def _processor() -> str:
         name, _, value = line.partition(":")
         if name.strip() in wanted:
             found.setdefault(name.strip(), value.strip())
-    return "; ".join(f"{name} {value}" for name, value in found.items()) or f"{platform.machine()} {platform.processor()}"
+    return (
+        "; ".join(f"{name} {value}" for name, value in found.items()) or f"{platform.machine()} {platform.processor()}"
+    )
 
 
 @cache
@@ -110,8 +122,9 @@ def cache_folder() -> Path | None:
 
     Example:
         >>> import os
-        >>> os.environ["SECATEUR_CACHE"] = "off"
-        >>> cache_folder() is None
+        >>> from unittest.mock import patch
+        >>> with patch.dict(os.environ, SECATEUR_CACHE="off"):
+        ...     cache_folder() is None
         True
     """
     given = os.environ.get("SECATEUR_CACHE", "")
@@ -216,7 +229,9 @@ def _bounded(here: Mapping[str, Any], entries: Mapping[str, Entry]) -> bytes:
     kept = sorted(entries, key=lambda key: entries[key]["at"])[-_MOST_ENTRIES:]
     while True:
         choices = {key: entries[key] for key in kept}
-        text = json.dumps({"format": _FORMAT, "machine": dict(here), "choices": choices}, separators=(",", ":")).encode()
+        text = json.dumps(
+            {"format": _FORMAT, "machine": dict(here), "choices": choices}, separators=(",", ":")
+        ).encode()
         if len(text) <= _MOST_BYTES or not kept:
             return text
         kept = kept[len(kept) // 2 + 1 :]
@@ -239,8 +254,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
         return
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file opens the lock
+        for _ in range(_PATIENCE):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+        yield  # also without the lock, if its holder hangs; closing the file opens it
 
 
 def _set_aside(path: Path, error: ValueError) -> None:
@@ -250,7 +270,8 @@ def _set_aside(path: Path, error: ValueError) -> None:
     except OSError:  # another process was faster, or the folder is read-only
         return
     warnings.warn(
-        f"the remembered choices of sc.pack are damaged ({error}) and were set aside as {aside}; they are measured again",
+        f"the remembered choices of sc.pack are damaged ({error}) and were set aside as {aside}; they are measured "
+        "again",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from secateur.runtime.pairs import pair_mask
 
 __all__ = ["candidates", "pattern_of"]
 
@@ -13,8 +16,8 @@ def pattern_of(weight: Tensor) -> str:
     """Name the pattern of the zeros of a weight ``[M, ...]``.
 
     Returns:
-        ``dense``, ``blocks 16x1`` (8x1, 4x1: so many outputs by one input), ``2:4`` (1:4, 4:8, 2:8: along the
-        inputs) or ``unstructured``.
+        ``dense``, ``blocks 16x1`` (8x1, 4x1: so many outputs by one input), ``blocks 1x2`` (pairs of inputs),
+        ``2:4`` (1:4, 4:8, 2:8: along the inputs) or ``unstructured``.
 
     Example:
         >>> import torch
@@ -24,11 +27,14 @@ def pattern_of(weight: Tensor) -> str:
     kept = (weight != 0).flatten(1)
     if bool(kept.all()):
         return "dense"
-    for unit in _UNITS:
-        if blocks_fit(kept, unit):
-            return f"blocks {unit}x1"
+    if blocks_fit(kept, _UNITS[-1]):  # larger blocks are made of these
+        return next(f"blocks {unit}x1" for unit in _UNITS if blocks_fit(kept, unit))
+    if kept.shape[1] % 2 == 0 and torch.equal(kept[:, 0::2], kept[:, 1::2]):
+        return "blocks 1x2"
+    density = int(kept.count_nonzero()) / max(kept.numel(), 1)
     for n, m in ((1, 4), (2, 4), (2, 8), (4, 8)):
-        counts = kept.view(-1, m).sum(1) if kept.shape[1] % m == 0 else None
+        likely = kept.shape[1] % m == 0 and 0.97 * n <= density * m <= n
+        counts = kept.view(-1, m).sum(1) if likely else None
         if counts is not None and int(counts.max()) == n and float(counts.float().mean()) > 0.98 * n:
             return f"{n}:{m}"  # a kept weight may be 0 by chance
     return "unstructured"
@@ -43,15 +49,17 @@ def blocks_fit(kept: Tensor, unit: int) -> bool:
     return bool((grouped == grouped[:, :1]).all())
 
 
-def candidates(weight: Tensor, lanes: int) -> tuple[str, ...]:
+def candidates(weight: Tensor, lanes: int, dtype: torch.dtype = torch.float32) -> tuple[str, ...]:
     """Layouts of a linear layer that may be the fastest; ``dense`` among them where zeros are few.
 
     Args:
         weight: ``[M, K]``.
         lanes: samples side by side.
+        dtype: bfloat16 adds the layouts in pairs; those of float32 stay.
 
     Returns:
-        Names of ``secateur.runtime.LAYOUTS``, or ``dense``: every weight, in blocks of 16 rows.
+        Names of ``secateur.runtime.LAYOUTS``, or ``dense``: every weight, in blocks of 16 rows; with bfloat16 also of
+        ``PAIR_LAYOUTS`` and ``dense-bf16``.
 
     Example:
         >>> import torch
@@ -59,8 +67,9 @@ def candidates(weight: Tensor, lanes: int) -> tuple[str, ...]:
         ('even', 'even-wide', 'csr')
     """
     kept = weight != 0
-    density = float(kept.float().mean()) if kept.numel() else 0.0
-    found = [f"block{unit}" for unit in _UNITS if density < 1 and blocks_fit(kept, unit)]
+    density = int(kept.count_nonzero()) / max(kept.numel(), 1)
+    whole = density < 1 and blocks_fit(kept, _UNITS[-1])  # larger blocks are made of these
+    found = [f"block{unit}" for unit in _UNITS if whole and blocks_fit(kept, unit)]
     if lanes == 1:
         found += ["ell"] if 0.01 < density < 0.7 else []
         found += ["csr"] if density < 0.15 else []
@@ -71,4 +80,19 @@ def candidates(weight: Tensor, lanes: int) -> tuple[str, ...]:
         found += ["csr"] if density < 0.08 else []
     if density > 0.3 or not found:
         found.append("dense")
-    return tuple(found)
+    return (*found, *_in_pairs(kept, lanes)) if dtype == torch.bfloat16 else tuple(found)
+
+
+def _in_pairs(kept: Tensor, lanes: int) -> list[str]:
+    """Of an unstructured mask many pairs have one weight: what that costs, the measurement will tell."""
+    pairs = pair_mask(kept)
+    density = float(pairs.float().mean()) if pairs.numel() else 0.0
+    if lanes == 1:
+        found = ["pairs-ell-bf16"] if 0.01 < density < 0.85 else []
+        found += ["pairs-csr-bf16"] if density < 0.15 else []
+    else:
+        found = ["pairs-rows-bf16"] if 0.1 < density < 0.85 else []
+        found += ["pairs-bf16"] if density < 0.5 else []
+        found += ["pairs-wide-bf16"] if density < (0.5 if lanes <= 32 else 0.08) else []
+        found += ["pairs-csr-bf16"] if density < 0.08 else []
+    return found if density < 0.4 and found else [*found, "dense-bf16"]

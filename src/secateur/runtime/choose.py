@@ -11,18 +11,35 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from secateur.runtime.build import Weights
 from secateur.runtime.candidates import candidates
 from secateur.runtime.columns import RUN
+from secateur.runtime.conv_cuts import Cut
 from secateur.runtime.conv_layouts import named_cuts
 from secateur.runtime.convolution import PackedConv
-from secateur.runtime.formats import Packed, pack
+from secateur.runtime.formats import Packed, pack, pieces_of
 from secateur.runtime.geometry import planes_of, window_of
 from secateur.runtime.graph import Graph, Node, reference
-from secateur.runtime.layouts import LAYOUTS
+from secateur.runtime.layouts import Pieces
+from secateur.runtime.pairs import KNOWN
 from secateur.runtime.program import Program
 
-__all__ = ["Chosen", "LayerTime", "choose", "fits", "interleaved", "layouts_of", "pack_layer"]
+__all__ = [
+    "BACKENDS",
+    "Chosen",
+    "LayerTime",
+    "choose",
+    "cut_of",
+    "fits",
+    "interleaved",
+    "layouts_of",
+    "pack_layer",
+    "share",
+]
 
+BACKENDS = ("one", "own", "gomp")
+"""Whose threads run a program: the caller's alone, those of the core, those of torch."""
+_DENSE = {"dense": "block16", "dense-bf16": "block16-bf16"}
 _ROUNDS = 7
 _TRIES = 3  # runs in a round; the fastest counts
 
@@ -76,41 +93,57 @@ class Chosen:
         return self.us < self.dense_us
 
 
-def layouts_of(graph: Graph, node: Node, lanes: int) -> tuple[str, ...]:
+def layouts_of(graph: Graph, node: Node, lanes: int, dtype: torch.dtype = torch.float32) -> tuple[str, ...]:
     """What is worth timing for a layer."""
     assert node.weight is not None
     if node.kind != "conv":
-        return candidates(node.weight, lanes)
+        return candidates(node.weight, lanes, dtype)
     return tuple(named_cuts(graph, node))
 
 
 def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packed | PackedConv:
-    """The weight of a layer in a layout, cut for so many threads; ``dense`` keeps every zero."""
-    weight = node.weight
+    """The weight of a layer in a layout, cut for so many threads; ``dense`` and ``dense-bf16`` keep every zero."""
+    weight, cut = node.weight, cut_of(graph, node, layout, threads)
     assert weight is not None
-    if node.kind == "conv":
-        cut, dense = named_cuts(graph, node, 3 * threads if threads > 1 else 1)[layout]
+    dense = layout.startswith("dense")
+    if isinstance(cut, Cut):
         planes = planes_of(graph)
         return PackedConv(weight, cut, planes[node.inputs[0]], planes[node.output], window_of(node), dense)
-    mask = torch.ones_like(weight, dtype=torch.bool) if layout == "dense" else weight != 0
-    name = "block16" if layout == "dense" else layout
-    rows, cols = weight.shape
-    pieces = LAYOUTS[name].cut(rows, cols, float(mask.float().mean()) if mask.numel() else 0.0)
+    mask = torch.ones_like(weight, dtype=torch.bool) if dense else weight != 0
+    return pack(weight, mask, _DENSE.get(layout, layout), cut)
+
+
+def cut_of(graph: Graph, node: Node, layout: str, threads: int = 1) -> Cut | Pieces:
+    """How the weight of a layer is cut for a layout and so many threads."""
+    if node.kind == "conv":
+        return named_cuts(graph, node, 3 * threads if threads > 1 else 1)[layout][0]
+    assert node.weight is not None
+    name, (rows, cols) = _DENSE.get(layout, layout), node.weight.shape
+    if KNOWN[name].pairs:
+        kept = torch.ones_like(node.weight, dtype=torch.bool) if layout in _DENSE else node.weight != 0
+        pieces = pieces_of(name, kept)
+    else:
+        pieces = KNOWN[name].cut(rows, cols, 1.0 if layout in _DENSE else 1.0 - node.sparsity)
     if threads > 1:  # two to four pieces for each
         pieces = replace(pieces, chunk=min(pieces.chunk, max(rows // (3 * threads) // RUN, 1) * RUN))
-    return pack(weight, mask, name, pieces)
+    return pieces
 
 
-def fits(graph: Graph, layouts: Mapping[str, str], lanes: int) -> bool:
+def fits(graph: Graph, layouts: Mapping[str, str], lanes: int, dtype: torch.dtype = torch.float32) -> bool:
     """Whether remembered layouts are ones that this graph could have been given."""
     weighted = [node for node in graph.nodes if node.weight is not None]
     return set(layouts) == {node.output for node in weighted} and all(
-        layouts[node.output] in layouts_of(graph, node, lanes) for node in weighted
+        layouts[node.output] in layouts_of(graph, node, lanes, dtype) for node in weighted
     )
 
 
 def choose(
-    graph: Graph, inputs: list[Tensor], lanes: int, given: Mapping[str, str] | None = None, threads: int = 1
+    graph: Graph,
+    inputs: list[Tensor],
+    lanes: int,
+    given: Mapping[str, str] | None = None,
+    threads: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> Chosen:
     """Time every candidate of every layer, in turn, in the whole program, and keep the fastest.
 
@@ -120,12 +153,15 @@ def choose(
         lanes: samples side by side.
         given: layouts that are known already; nothing is tried then.
         threads: at most so many; one where that is faster.
+        dtype: bfloat16 lets linear layers run in bf16 where that is faster; values stay float32.
 
     Returns:
         The program and its times.
     """
     weighted = {node.output: node for node in graph.nodes if node.weight is not None}
-    tries = {name: (given[name],) if given else layouts_of(graph, node, lanes) for name, node in weighted.items()}
+    tries = {
+        name: (given[name],) if given else layouts_of(graph, node, lanes, dtype) for name, node in weighted.items()
+    }
     packed = {
         (name, layout): pack_layer(graph, weighted[name], layout)
         for name, layouts in tries.items()
@@ -164,12 +200,14 @@ def _shared(
         for node in graph.nodes
         if node.weight is not None
     }
-    found: list[tuple[str, Program]] = []
-    for backend in ("own", "gomp"):
-        program = Program(graph, packed, lanes, spread=True)
-        program.share(threads, backend, [us for _, us in program.time([x[:lanes] for x in inputs])])
-        found.append((backend, program))
-    return found
+    return [(backend, share(graph, packed, lanes, threads, backend, inputs)) for backend in BACKENDS[1:]]
+
+
+def share(graph: Graph, packed: Weights, lanes: int, threads: int, backend: str, inputs: list[Tensor]) -> Program:
+    """A program on several threads; one run on these inputs says how long its steps take."""
+    program = Program(graph, packed, lanes, spread=True)
+    program.share(threads, backend, [us for _, us in program.time([x[:lanes] for x in inputs])])
+    return program
 
 
 def _at(layouts: tuple[str, ...], i: int) -> str:

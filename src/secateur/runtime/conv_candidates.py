@@ -39,11 +39,8 @@ def conv_candidates(x: Planes, y: Planes, window: Window, density: float, thread
 
     Example:
         >>> x = Planes(256, 14, 14, pad=1)
-        >>> [
-        ...     (cut.layout, cut.unit, cut.direct, cut.tile)
-        ...     for cut in conv_candidates(x, x, Window(3, 3, padding=1), 0.1)
-        ... ]
-        [('blocks', 1, False, 7), ('rows', 4, False, 7), ('blocks', 1, True, 12)]
+        >>> [(cut.layout, cut.unit, cut.direct) for cut in conv_candidates(x, x, Window(3, 3, padding=1), 0.1)]
+        [('blocks', 1, False), ('rows', 4, False), ('blocks', 1, True)]
     """
     if not 0 <= density <= 1 or threads < 1:
         raise ValueError(f"density={density}, threads={threads}: expected a share from 0 to 1 and at least one thread")

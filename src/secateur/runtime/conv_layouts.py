@@ -28,7 +28,7 @@ def named_cuts(graph: Graph, node: Node, threads: int = 1) -> dict[str, tuple[Cu
     assert weight is not None
     planes, window = planes_of(graph), window_of(node)
     x, y = planes[node.inputs[0]], planes[node.output]
-    density = float((weight != 0).float().mean()) if weight.numel() else 0.0
+    density = 1.0 - node.sparsity if weight.numel() else 0.0
     found: dict[str, tuple[Cut, bool]] = {}
     if density < _MOSTLY_ZEROS:
         found |= {_name(cut): (cut, False) for cut in conv_candidates(x, y, window, density, threads)}

@@ -38,6 +38,28 @@ class PackedConv:
         )
         self.cut, self.x, self.y, self.window = cut, x, y, window
 
+    @classmethod
+    def of_streams(cls, streams: dict[str, Tensor], cut: Cut, x: Planes, y: Planes, window: Window) -> PackedConv:
+        """What `tensors` gave, for the same geometry and cut; the core checks the rest when a step is made.
+
+        Raises:
+            ValueError: streams are missing, or of another dtype.
+        """
+        wanted = {"counts": torch.int16, "offsets": torch.int16, "values": torch.float32}
+        found = {name: (stream.dtype, stream.ndim) for name, stream in streams.items()}
+        if found != {name: (dtype, 1) for name, dtype in wanted.items()}:
+            raise ValueError(f"streams of a convolution: expected {wanted} with one axis each, got {found}")
+        made = cls.__new__(cls)
+        made._streams = tuple(streams[name].clone() for name in wanted)
+        made.cut, made.x, made.y, made.window = cut, x, y, window
+        return made
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of the streams, for a file."""
+        return {
+            name: stream.clone() for name, stream in zip(("counts", "offsets", "values"), self._streams, strict=True)
+        }
+
     @property
     def nbytes(self) -> int:
         """Bytes of all streams."""

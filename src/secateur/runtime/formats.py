@@ -10,9 +10,10 @@ from torch import Tensor
 from secateur.native.loading import core, never_traced
 from secateur.runtime.canonical import check_blocks
 from secateur.runtime.columns import Array
-from secateur.runtime.layouts import LAYOUTS, Pieces, pack_streams, unpack_streams
+from secateur.runtime.layouts import Pieces, pack_streams, unpack_streams
+from secateur.runtime.pairs import KNOWN, from_words, pair_mask, to_words
 
-__all__ = ["Packed", "pack"]
+__all__ = ["Packed", "pack", "pieces_of"]
 
 _NAMES = ("counts", "index", "values")
 
@@ -24,7 +25,7 @@ class Packed:
     It holds copies: later changes of the dense weight do not reach it. `pack` makes one.
 
     Args:
-        layout: a name of ``LAYOUTS``.
+        layout: a name of ``LAYOUTS`` or of ``PAIR_LAYOUTS``.
         shape: of the weight, ``(M, K)``.
         pieces: how it was cut.
         streams: the tensors ``counts``, ``index`` and ``values`` of the layout.
@@ -51,11 +52,11 @@ class Packed:
         """What the core checks at creation, where it is absent: these are the streams that packing would make."""
         try:
             weight, mask = self.reference()
-            again = pack_streams(weight.numpy(), mask.numpy(), LAYOUTS[self.layout], self.pieces)
+            again = _streams_of(weight, mask, self.layout, self.pieces)
         except (IndexError, ValueError) as error:
             raise ValueError(f"packed weights: the streams do not fit a weight of shape {self.shape}") from error
-        for name, wanted in zip(_NAMES, again, strict=True):
-            if self._streams[name].numpy().tobytes() != wanted.tobytes():
+        for name, wanted in again.items():
+            if _bytes(self._streams[name]) != _bytes(wanted):
                 raise ValueError(f"packed weights: {name} does not fit the other streams")
 
     def handle(self, table: Any) -> Any:
@@ -65,10 +66,10 @@ class Packed:
         return core.Packed(
             table,
             (counts, index, values),
-            LAYOUTS[self.layout].kernel,
+            KNOWN[self.layout].kernel,
             rows,
             cols,
-            LAYOUTS[self.layout].unit,
+            KNOWN[self.layout].unit,
             self.pieces.chunk,
             self.pieces.block,
             self.pieces.bits,
@@ -77,12 +78,13 @@ class Packed:
             index.data_ptr(),
             index.nbytes,
             values.data_ptr(),
-            values.numel(),
+            values.nbytes // 4,
+            KNOWN[self.layout].pairs,
         )
 
     @property
     def nnz(self) -> int:
-        """How many weights are kept."""
+        """How many weights are kept; of a kept pair both, unless this was just packed."""
         if self._nnz is None:
             self._nnz = int(self.dense()[1].sum())
         return self._nnz
@@ -99,10 +101,12 @@ class Packed:
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """The weight ``[M, K]``, +0 where it was removed, and its mask."""
-        layout = LAYOUTS[self.layout]
+        layout, (rows, cols) = KNOWN[self.layout], self.shape
         counts, index = (_unsigned(self._streams[name].numpy()) for name in ("counts", "index"))
-        weight, mask = unpack_streams((counts, index, self._streams["values"].numpy()), self.shape, layout, self.pieces)
-        return torch.from_numpy(weight), torch.from_numpy(mask)
+        values = self._streams["values"].view(torch.float32).numpy()
+        shape = (rows, -(-cols // 2) if layout.pairs else cols)
+        weight, mask = unpack_streams((counts, index, values), shape, layout, self.pieces)
+        return from_words(weight, mask, cols) if layout.pairs else (torch.from_numpy(weight), torch.from_numpy(mask))
 
     def reference(self) -> tuple[Tensor, Tensor]:
         """As `dense`, kept for the next time: what runs where the core does not."""
@@ -131,7 +135,9 @@ def pack(weight: Tensor, mask: Tensor | None = None, layout: str = "rows", piece
         weight: float32 ``[M, K]`` on the CPU: M outputs by K inputs, as in ``nn.Linear``.
         mask: bool ``[M, K]``, True is kept; by default what is not 0.
         layout: a name of ``secateur.runtime.LAYOUTS``. ``block4``, ``block8`` and ``block16`` need masks that keep or
-            remove 4, 8 or 16 neighbouring outputs of an input together.
+            remove 4, 8 or 16 neighbouring outputs of an input together. Or a name of ``PAIR_LAYOUTS``: weights are
+            rounded to bf16, and those of two neighbouring inputs are kept if one of them is: a removed one is a 0 there
+            that meets its input, NaN and infinity too.
         pieces: how to cut the matrix; by default by its shape and density.
 
     Returns:
@@ -158,33 +164,45 @@ def pack(weight: Tensor, mask: Tensor | None = None, layout: str = "rows", piece
             f"mask: expected bool of shape {tuple(weight.shape)} on the CPU, as the weight, got {mask.dtype} of shape "
             f"{tuple(mask.shape)} on {mask.device}"
         )
-    table = LAYOUTS[layout]
+    table = KNOWN[layout]
     if table.kernel == "blocks":
-        check_blocks(mask, table.unit)
-    rows, cols = weight.shape
-    kept_count = int(mask.sum())
-    pieces = pieces or table.cut(rows, cols, kept_count / max(mask.numel(), 1))
+        check_blocks(pair_mask(mask) if table.pairs else mask, table.unit)
+    pieces = pieces or pieces_of(layout, mask)
     if table.kernel in {"csr", "ell"} and pieces.bits != 16:
         raise ValueError(f"pieces: layout {layout} has indices of 16 bits, got {pieces}")
-    dense, kept = weight.detach().contiguous().numpy(), mask.detach().contiguous().numpy()
-    streams = pack_streams(dense, kept, table, pieces)
-    tensors = {name: torch.from_numpy(_signed(stream)) for name, stream in zip(_NAMES, streams, strict=True)}
-    packed = Packed(layout, (rows, cols), pieces, tensors)
-    packed._nnz = kept_count
+    packed = Packed(layout, (len(weight), weight.shape[1]), pieces, _streams_of(weight.detach(), mask, layout, pieces))
+    packed._nnz = int(mask.count_nonzero())
     return packed
 
 
+def pieces_of(layout: str, mask: Tensor) -> Pieces:
+    """How a weight with this mask is cut for a layout, by its shape and density."""
+    kept = pair_mask(mask) if KNOWN[layout].pairs else mask
+    rows, cols = kept.shape
+    return KNOWN[layout].cut(rows, cols, int(kept.sum()) / max(kept.numel(), 1))
+
+
+def _streams_of(weight: Tensor, mask: Tensor, layout: str, pieces: Pieces) -> dict[str, Tensor]:
+    table = KNOWN[layout]
+    dense, kept = to_words(weight, mask) if table.pairs else (weight.contiguous().numpy(), mask.contiguous().numpy())
+    streams = pack_streams(dense, kept, table, pieces)
+    counts, index, values = (_signed(stream) for stream in streams)
+    halves = torch.from_numpy(values.view("i2")).view(torch.bfloat16) if table.pairs else torch.from_numpy(values)
+    return {"counts": torch.from_numpy(counts), "index": torch.from_numpy(index), "values": halves}
+
+
 def _known(layout: str) -> None:
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r}: allowed are {', '.join(LAYOUTS)}")
+    if layout not in KNOWN:
+        raise ValueError(f"layout {layout!r}: allowed are {', '.join(KNOWN)}")
 
 
 def _dtypes(layout: str, pieces: Pieces) -> dict[str, torch.dtype]:
     """Of each stream. Torch reads and writes signed integers of 16 and 32 bits everywhere, unsigned ones not."""
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-    kernel, size = LAYOUTS[layout].kernel, pieces.bits // 8
+    kernel, size = KNOWN[layout].kernel, pieces.bits // 8
     counts, index = {"even": (2, size), "ell": (4, 1)}.get(kernel, (size, size))
-    return {"counts": integer[counts], "index": integer[index], "values": torch.float32}
+    values = torch.bfloat16 if KNOWN[layout].pairs else torch.float32
+    return {"counts": integer[counts], "index": integer[index], "values": values}
 
 
 def _signed(stream: Array) -> Array:
@@ -193,6 +211,10 @@ def _signed(stream: Array) -> Array:
 
 def _unsigned(stream: Array) -> Array:
     return stream.view(f"u{stream.itemsize}")
+
+
+def _bytes(stream: Tensor) -> bytes:
+    return (stream.view(torch.int16) if stream.dtype == torch.bfloat16 else stream).numpy().tobytes()
 
 
 def _owned(streams: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
@@ -204,5 +226,7 @@ def _owned(streams: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
             f"{name}: expected {dtype} with one axis on the CPU, got {stream.dtype} of shape {tuple(stream.shape)} on "
             f"{stream.device}"
         )
+    if dtype == torch.bfloat16 and len(stream) % 2:
+        raise ValueError(f"packed weights: {name} are pairs, got {len(stream)} numbers")
     # A copy, in torch's own memory: NumPy's is not aligned to cache lines, and nobody else can change this one.
     return stream.detach().clone(memory_format=torch.contiguous_format)

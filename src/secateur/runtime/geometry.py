@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 from secateur.runtime.conv_cuts import Planes, Window
 from secateur.runtime.graph import Graph, Node
 
@@ -36,6 +38,15 @@ def planes_of(graph: Graph) -> dict[str, Planes]:
     Returns:
         Value -> planes; values that are panels are not in it.
     """
+    if graph not in _KNOWN:
+        _KNOWN[graph] = _planes(graph)
+    return _KNOWN[graph]
+
+
+_KNOWN: WeakKeyDictionary[Graph, dict[str, Planes]] = WeakKeyDictionary()  # every layer asks
+
+
+def _planes(graph: Graph) -> dict[str, Planes]:
     pads = {name: 0 for name in graph.shapes if is_image(graph, name)}
     for node in graph.nodes:
         if node.kind in _WINDOWED:

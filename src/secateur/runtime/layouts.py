@@ -16,7 +16,7 @@ import numpy as np
 from secateur.runtime import columns, ell
 from secateur.runtime.columns import RUN, Array, Streams
 
-__all__ = ["LAYOUTS", "WIDEST", "Layout", "Pieces", "pack_streams", "unpack_streams"]
+__all__ = ["LAYOUTS", "WIDEST", "Layout", "Pieces", "even_pieces", "pack_streams", "unpack_streams"]
 
 WIDEST = 675 * RUN
 _CHUNK = 8 * RUN  # rows: at 64 samples their outputs take 192 KB of the second cache
@@ -53,6 +53,7 @@ class Layout:
         unpack: (streams, shape, columns of a K-block) -> weight and mask of one chunk.
         per_group: numbers in the counts per group and K-block.
         sizes: counts of one chunk -> how many indices and values belong to them.
+        pairs: a column is a pair of inputs in bf16, see `secateur.runtime.pairs`.
     """
 
     kernel: str
@@ -63,9 +64,10 @@ class Layout:
     unpack: Callable[[Streams, tuple[int, int], int], tuple[Array, Array]]
     per_group: int
     sizes: Callable[[Array], tuple[int, int]]
+    pairs: bool = False
 
 
-def _even(length: int, most: int) -> int:
+def even_pieces(length: int, most: int) -> int:
     """The length of pieces of at most ``most`` that are all about as long, in whole runs."""
     pieces = max(-(-length // most), 1)
     return max(-(-length // (pieces * RUN)) * RUN, RUN)
@@ -73,24 +75,24 @@ def _even(length: int, most: int) -> int:
 
 def _cached(rows: int, cols: int, density: float) -> Pieces:
     """K-blocks of 24 or 48 KB of activations: smaller where many weights read them."""
-    return Pieces(_even(rows, _CHUNK), RUN if density > 0.15 else 2 * RUN, 8)
+    return Pieces(even_pieces(rows, _CHUNK), RUN if density > 0.15 else 2 * RUN, 8)
 
 
 def _whole(rows: int, cols: int, density: float) -> Pieces:
     """All columns at once."""
-    block = _even(cols, WIDEST)
-    return Pieces(_SMALL_CHUNK if block >= cols else _even(rows, _CHUNK), block, 16)
+    block = even_pieces(cols, WIDEST)
+    return Pieces(_SMALL_CHUNK if block >= cols else even_pieces(rows, _CHUNK), block, 16)
 
 
 def _named(rows: int, cols: int, density: float) -> Pieces:
     """All columns at once, and many rows to find four alike among."""
-    return Pieces(_even(rows, _CHUNK), _even(cols, WIDEST), 16)
+    return Pieces(even_pieces(rows, _CHUNK), even_pieces(cols, WIDEST), 16)
 
 
 def _long(rows: int, cols: int, density: float) -> Pieces:
     """Panels of more than 2112 columns do not fit the second cache."""
-    block = _even(cols, 22 * RUN)
-    return Pieces(_SMALL_CHUNK if block >= cols else _even(rows, _CHUNK), block, 16)
+    block = even_pieces(cols, 22 * RUN)
+    return Pieces(_SMALL_CHUNK if block >= cols else even_pieces(rows, _CHUNK), block, 16)
 
 
 def _rows_sizes(counts: Array) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from secateur.native.loading import never_traced, takes
 from secateur.runtime.formats import Packed
+from secateur.runtime.pairs import KNOWN, rounded
 
 __all__ = ["ACTIVATIONS", "linear"]
 
@@ -34,6 +35,7 @@ def linear(x: Tensor, weight: Packed, bias: Tensor | None = None, activation: st
     ``y = activation(x W^T + bias)``
 
     A removed weight contributes nothing, even to NaN and infinity; where a kept weight meets them they come through.
+    Layouts in bf16 round ``x`` to bf16, denormal numbers to 0, and sum in float32; of a pair they keep both weights.
 
     Args:
         x: float32 ``[..., K]`` on the CPU. What is not contiguous is copied.
@@ -99,6 +101,7 @@ _untraced = never_traced(_linear)
 def _reference(x: Tensor, weight: Packed, bias: Tensor | None, activation: str | None) -> Tensor:
     dense, mask = weight.reference()
     samples = x.detach().reshape(math.prod(x.shape[:-1]), weight.shape[1])
+    samples = rounded(samples) if KNOWN[weight.layout].pairs else samples
     y = F.linear(samples, dense)
     # 0 times infinity is NaN: samples that hold such values are multiplied weight by weight.
     for sample in (~torch.isfinite(samples)).any(1).nonzero()[:, 0].tolist():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from secateur.deploy.pack.functional import made_functional
 from secateur.model.quietly import quietly
 
 __all__ = ["Example", "capture", "example_of"]
@@ -48,10 +49,10 @@ def capture(model: nn.Module, example: Example) -> fx.GraphModule:
     try:
         with quietly(model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.export warns of its own deprecations
-            program = torch.export.export(
-                model, doubled[0], doubled[1], dynamic_shapes=_joined(shapes), strict=False
-            ).run_decompositions({})
+            program = torch.export.export(model, doubled[0], doubled[1], dynamic_shapes=_joined(shapes), strict=False)
             module = program.module(check_guards=False)
+            if not (isinstance(module, fx.GraphModule) and made_functional(module)):
+                module = program.run_decompositions({}).module(check_guards=False)
     except Exception as error:
         raise ValueError(
             f"torch.export cannot follow {type(model).__name__}: {str(error).strip().splitlines()[0]}; "

@@ -76,12 +76,12 @@ class Explanation:
         if not self.layers:
             return f"no gain: stay dense; {self.reason}"
         width = max(len(line.name) for line in (*self.layers, _LONGEST))
-        rows = [f"{'layer':{width}}  zeros  pattern       kernel     dense us  sparse us   gain"]
+        rows = [f"{'layer':{width}}  zeros  pattern       kernel            dense us  sparse us   gain"]
         rows += [_row(line, width) for line in self.layers]
-        rows.append(f"{'conversions, sums':{width}}  {'':30}  {'':>8}  {self.other_us:9.1f}")
+        rows.append(f"{'conversions, sums':{width}}  {'':37}  {'':>8}  {self.other_us:9.1f}")
         rest = self.us - self.programs_us
-        rows.append(f"{'torch and Python':{width}}  {'':30}  {'':>8}  {rest:9.1f}")
-        rows.append(f"{'whole model':{width}}  {'':30}  {self.dense_us:8.1f}  {self.us:9.1f}  {self.gain:5.2f}")
+        rows.append(f"{'torch and Python':{width}}  {'':37}  {'':>8}  {rest:9.1f}")
+        rows.append(f"{'whole model':{width}}  {'':37}  {self.dense_us:8.1f}  {self.us:9.1f}  {self.gain:5.2f}")
         if self.reason:
             rows.append(f"no gain: stay dense; {self.reason}")
         return "\n".join(rows)
@@ -92,7 +92,7 @@ _LONGEST = LayerLine("conversions, sums", 0, "", "", 0, 1, None)
 
 def _row(line: LayerLine, width: int) -> str:
     return (
-        f"{line.name:{width}}  {line.sparsity:5.1%}  {line.pattern:12}  {line.layout:9}  {line.dense_us:8.1f}  "
+        f"{line.name:{width}}  {line.sparsity:5.1%}  {line.pattern:12}  {line.layout:16}  {line.dense_us:8.1f}  "
         f"{line.us:9.1f}  {line.gain:5.2f}"
     )
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+import hashlib
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -15,51 +11,22 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.tools_common import legalize_graph
 
 from secateur.deploy.pack.capture import Example, capture, example_of
-from secateur.deploy.pack.explain import Explanation, explained
+from secateur.deploy.pack.explain import Explanation
 from secateur.deploy.pack.lowering import lower
+from secateur.deploy.pack.parts import Parts, chained
 from secateur.deploy.pack.region import RegionModule
 from secateur.deploy.pack.regions import Region, find_regions
 from secateur.model.quietly import quietly
-from secateur.native.loading import core
+from secateur.model.registry import find_masks
+from secateur.native.loading import core, never_traced
 from secateur.native.threads import usable_threads
+from secateur.runtime.cache import Cache
 from secateur.runtime.choose import interleaved
+from secateur.runtime.remember import structure
 
 __all__ = ["PackedModel", "pack"]
 
-
-@dataclass(eq=False)
-class _Parts:
-    """What a packed model is made of; none of it is a submodule, so that there is nothing to train or to move."""
-
-    dense: nn.Module
-    graph: fx.GraphModule | None
-    regions: list[RegionModule]
-    run: nn.Module
-    explanation: Explanation
-
-    # Torch warns of the way in which it copies and pickles its own graphs.
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Parts:
-        with _torch_may_warn():
-            return _Parts(*(copy.deepcopy(value, memo) for value in self._values()))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        with _torch_may_warn():
-            return _restored, (pickle.dumps(self._values()),)
-
-    def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, field.name) for field in fields(self))
-
-
-@contextmanager
-def _torch_may_warn() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-def _restored(values: bytes) -> _Parts:
-    with _torch_may_warn():
-        return _Parts(*pickle.loads(values))
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.7 and later
 
 
 @final
@@ -69,22 +36,42 @@ class PackedModel(nn.Module):
     It is called as the model it came from. Where nothing was faster it calls that model.
     """
 
-    _parts: _Parts
+    _parts: Parts
 
-    def __init__(self, parts: _Parts) -> None:
+    def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.__dict__["_parts"] = parts
         self.training = False
 
     @property
     def dense(self) -> nn.Module:
-        """The model that this one came from."""
+        """The model that this one came from.
+
+        Raises:
+            ValueError: it came from a file, which holds programs alone.
+        """
+        if self._parts.dense is None:
+            raise ValueError("a packed model from a file has no dense model beside it: make that from its own file")
         return self._parts.dense
 
     @property
     def is_dense(self) -> bool:
         """Whether nothing was faster, so that the dense model runs."""
-        return self._parts.run is self._parts.dense
+        parts = self._parts
+        found = [chosen for region in parts.regions for chosen in region.chosen.values()]
+        return parts.run is parts.dense or (parts.dense is None and bool(found) and not any(c.wins for c in found))
+
+    @property
+    def chain(self) -> list[RegionModule] | None:
+        """The programs, if each reads what the one before it made, and nothing else runs; else None."""
+        parts = self._parts
+        return parts.regions if parts.graph is None else chained(parts.graph)
+
+    @property
+    def between(self) -> list[str]:
+        """Names of the operators that torch runs."""
+        nodes = [] if self._parts.graph is None else self._parts.graph.graph.nodes
+        return [str(node.target) for node in nodes if node.op == "call_function" and node.target is not _item]
 
     @property
     def regions(self) -> list[RegionModule]:
@@ -93,6 +80,8 @@ class PackedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own."""
+        if torch.compiler.is_compiling():
+            return _untraced(self._parts.run, args, kwargs)
         run = self._parts.run
         if type(run) is RegionModule:  # makes no gradients of its own
             return run.forward(*args, **kwargs)
@@ -105,7 +94,7 @@ class PackedModel(nn.Module):
         Returns:
             A record with one line per layer; ``print`` shows a table.
         """
-        return self._parts.explanation
+        return self._parts.explain()
 
     def train(self, mode: bool = True) -> PackedModel:
         """Packed models do not train."""
@@ -120,7 +109,20 @@ class PackedModel(nn.Module):
 
     def __repr__(self) -> str:
         kinds = "dense" if self.is_dense else f"{len(self.regions)} programs"
-        return f"PackedModel({type(self.dense).__name__}, {kinds})"
+        dense = self._parts.dense
+        return f"PackedModel({'from a file' if dense is None else type(dense).__name__}, {kinds})"
+
+
+@never_traced
+def _untraced(run: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A break in the graph of whoever compiles around a packed model."""
+    if is_exporting():
+        raise ValueError(
+            "torch.export cannot take a packed model: its programs are of this process. Export the model that it came "
+            "from, or sc.save the packed model itself"
+        )
+    with torch.no_grad():
+        return run(*args, **kwargs)
 
 
 def pack(
@@ -128,6 +130,7 @@ def pack(
     example_inputs: Any,
     threads: int | None = None,
     dtype: torch.dtype | None = None,
+    cache: bool = True,
 ) -> PackedModel:
     """Make a model fast by its zeros, on this machine.
 
@@ -141,18 +144,24 @@ def pack(
             samples are measured when they are first met.
         threads: that a program may use; None: as many as torch does, the processors allow and the container grants.
             Each program runs on one where that was faster.
-        dtype: float32 or None: other types are not built yet.
+        dtype: bfloat16 lets linear layers run in bf16 where that is faster, on processors that multiply it: weights and
+            inputs of such layers are rounded, their sums and all values stay float32. Masks that keep or remove pairs
+            of neighbouring inputs gain most; in a pair that keeps one weight the other one is a 0 that meets its input,
+            NaN and infinity too. None is float32.
+        cache: keep what was measured for the next start on this machine, and use what was kept: in the platform's
+            folder for caches, or where the environment variable ``SECATEUR_CACHE`` says (``off``: nowhere).
 
     Returns:
         A module that is called as the model is.
 
     Raises:
-        ValueError: the model cannot be exported, is not float32 on the CPU, or an option is not built.
+        ValueError: the model cannot be exported, is not float32 on the CPU, an option is not built, or removed weights
+            have grown back.
 
     Example:
         >>> import torch, secateur as sc
         >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)).eval()
-        >>> masks = sc.prune(net, "magnitude", sparsity=0.9)
+        >>> masks = sc.prune(net, sparsity=0.9)
         >>> fast = sc.pack(net, torch.randn(1, 64))
         >>> fast(torch.randn(5, 64)).shape
         torch.Size([5, 10])
@@ -165,7 +174,8 @@ def pack(
     found = find_regions(module)
     if not found:
         return _dense(model, "no layer that the runtime knows has zeros in its weights")
-    regions = [RegionModule(lower(region), _leads(region), threads or usable_threads()) for region in found]
+    threads = threads or usable_threads()
+    regions = [RegionModule(lower(region), _leads(region), threads, cache, dtype or torch.float32) for region in found]
     stands_for: dict[fx.Node, fx.Node] = {}
     for i, (region, runner) in enumerate(zip(found, regions, strict=True)):
         module.add_submodule(f"program_{i}", runner)
@@ -173,14 +183,17 @@ def pack(
     legalize_graph(module)
     module.graph.eliminate_dead_code()
     plain = fx.GraphModule(module, module.graph)  # only what the graph still uses, and nothing that cannot be pickled
-    return _measured(model, plain, regions, example)
+    return _measured(model, plain, regions, example, Cache(regions[0].threads) if cache else None)
 
 
 def _check(model: nn.Module, threads: int | None, dtype: torch.dtype | None) -> None:
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads}: expected 1 or more, or None for as many as torch uses")
-    if dtype not in (None, torch.float32):
-        raise ValueError(f"dtype={dtype}: only torch.float32 is built so far; leave it out")
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype={dtype}: allowed are torch.float32, torch.bfloat16 and None")
+    masks = find_masks(model)
+    if masks is not None:
+        masks.check()  # removed weights that grew back are not zeros
     places = {(p.device.type, p.dtype) for p in model.parameters() if p.is_floating_point()}
     if places - {("cpu", torch.float32)}:
         listed = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in places))
@@ -216,28 +229,40 @@ def _item(values: tuple[Tensor, ...], place: int) -> Tensor:
 
 def _direct(module: fx.GraphModule) -> RegionModule | None:
     """The only program, where it is all there is: one argument in, its one result out."""
-    calls = [node for node in module.graph.nodes if node.op in {"call_module", "call_function"}]
-    places = [node for node in module.graph.nodes if node.op == "placeholder"]
-    (result,) = [node.args[0] for node in module.graph.nodes if node.op == "output"]
-    bare = result[0] if isinstance(result, tuple | list) and len(result) == 1 else result
-    if len(calls) != 1 or len(places) != 1 or bare is not calls[0] or tuple(calls[0].args) != (places[0],):
-        return None
-    return module.get_submodule(str(calls[0].target))  # type: ignore[return-value]
+    found = chained(module) or []
+    return found[0] if len(found) == 1 else None
 
 
 def _dense(model: nn.Module, reason: str) -> PackedModel:
-    return PackedModel(_Parts(model, None, [], model, Explanation((), 0.0, 0.0, 0.0, reason)))
+    return PackedModel(Parts(model, None, [], model, (0.0, 0.0), Explanation((), 0.0, 0.0, 0.0, reason)))
 
 
-def _measured(model: nn.Module, graph: fx.GraphModule, regions: list[RegionModule], example: Example) -> PackedModel:
+def _measured(
+    model: nn.Module, graph: fx.GraphModule, regions: list[RegionModule], example: Example, cache: Cache | None
+) -> PackedModel:
     """Decide every program at the example's size, then the model as a whole against the dense one."""
     arguments, keywords = example
     direct = _direct(graph) if not keywords and isinstance(arguments[0], Tensor) else None
     run: nn.Module = graph if direct is None else direct
     with quietly(model), torch.no_grad():
         run(*arguments, **keywords)  # meets every size, and so decides
-        us, dense_us = interleaved([lambda: run(*arguments, **keywords), lambda: model(*arguments, **keywords)], 1.0)
-    explanation = explained(regions, us, dense_us)
-    return PackedModel(
-        _Parts(model, graph if direct is None else None, regions, run if us < dense_us else model, explanation)
-    )
+        key = _key(model, graph, regions, example)
+        known = None if cache is None else cache.get(key)
+        if known is None or not all(type(known.get(name)) is float for name in ("us", "dense_us")):
+            calls = [lambda: run(*arguments, **keywords), lambda: model(*arguments, **keywords)]
+            packed_us, torch_us = interleaved(calls, 1.0)
+            known = {"us": packed_us, "dense_us": torch_us}
+            if cache is not None:
+                cache.put(key, known)
+        us, dense_us = known["us"], known["dense_us"]
+    chosen = run if us < dense_us else model
+    return PackedModel(Parts(model, graph if direct is None else None, regions, chosen, (us, dense_us)))
+
+
+def _key(model: nn.Module, graph: fx.GraphModule, regions: list[RegionModule], example: Example) -> str:
+    """All that the time of the whole model depends on: its operators, what programs compute, the example's sizes."""
+    values = [*example[0], *example[1].values()]
+    shapes = [(tuple(value.shape), str(value.dtype)) if isinstance(value, Tensor) else repr(value) for value in values]
+    inside = [structure(region.graph, size, region.dtype) for region in regions for size in region.chosen]
+    text = repr((type(model).__qualname__, graph.code, shapes, inside))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.native.loading import PLAIN
-from secateur.runtime.choose import Chosen, choose
+from secateur.runtime.cache import Cache, Entry, machine_key
+from secateur.runtime.choose import Chosen, choose, pack_layer
 from secateur.runtime.geometry import is_image
 from secateur.runtime.graph import Graph, reference
 from secateur.runtime.program import lanes_of
+from secateur.runtime.remember import Packing, entry_of, rebuild, structure
 
 __all__ = ["RegionModule", "size_class"]
-
-Given = tuple[int, dict[str, str]]
 
 
 @final
@@ -28,13 +28,26 @@ class RegionModule(nn.Module):
         graph: what to compute.
         leads: axes before those of a sample, per input.
         threads: that a program may use.
+        cached: look choices up in the machine's cache, and put them there.
+        dtype: bfloat16 lets linear layers run in bf16 where that is faster.
     """
 
-    def __init__(self, graph: Graph, leads: tuple[int, ...], threads: int = 1) -> None:
+    packing: Packing
+    """Packs a layer's weight; a file may bring it packed."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        leads: tuple[int, ...],
+        threads: int = 1,
+        cached: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.graph, self.leads, self.threads = graph, leads, threads
+        self.graph, self.leads, self.threads, self.cached = graph, leads, threads, cached
+        self.packing, self.dtype = pack_layer, dtype
         self.chosen: dict[int, Chosen] = {}  # size class -> what was measured
-        self.given: dict[int, Given] = {}  # size class -> lanes and layouts that are known from before
+        self.given: dict[int, Entry] = {}  # size class -> what was chosen on this machine before
         self._lock = threading.Lock()
         self._first = torch.Size(graph.shapes[graph.inputs[0]])
         alone = len(graph.inputs) == len(graph.outputs) == 1 and leads[0] == 1
@@ -46,8 +59,8 @@ class RegionModule(nn.Module):
             x = inputs[0]
             # The way of small networks: one matrix in, one out.
             if (
-                x.ndim == self._bare
-                and type(x) in PLAIN
+                type(x) in PLAIN
+                and x.ndim == self._bare
                 and x.dtype is torch.float32
                 and x.is_cpu
                 and x.shape[1:] == self._first
@@ -60,6 +73,10 @@ class RegionModule(nn.Module):
         return self._run(inputs)
 
     def _run(self, inputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        names = self.graph.inputs
+        if len(inputs) != len(names) or not all(isinstance(x, Tensor) for x in inputs):
+            given = ", ".join(type(x).__name__ for x in inputs) or "nothing"
+            raise ValueError(f"inputs of a packed model: expected tensors for {', '.join(names)}, got {given}")
         lead = inputs[0].shape[: self.leads[0]]
         samples = math.prod(lead)
         taken = [self._checked(i, x, samples) for i, x in enumerate(inputs)]
@@ -82,16 +99,30 @@ class RegionModule(nn.Module):
         size = size_class(len(inputs[0]))
         with self._lock, torch.no_grad():
             if size not in self.chosen:
-                some = [_some(x) for x in inputs]
-                if size in self.given:
-                    lanes, layouts = self.given[size]
-                    self.chosen[size] = choose(self.graph, some, lanes, layouts, self.threads)
-                else:
-                    found = [
-                        choose(self.graph, some, lanes, threads=self.threads) for lanes in self._widths(len(some[0]))
-                    ]
-                    self.chosen[size] = min(found, key=lambda chosen: chosen.us)
+                self.chosen[size] = self._chosen(size, [_some(x) for x in inputs])
             return self.chosen[size]
+
+    def _chosen(self, size: int, inputs: list[Tensor]) -> Chosen:
+        """As before, if that is known; else by measurement."""
+        if size in self.given:
+            again = rebuild(self.graph, self.given[size], inputs, self.threads, self.packing, self.dtype)
+            if again is not None:
+                return again
+        cache, key = (Cache(self.threads), structure(self.graph, size, self.dtype)) if self.cached else (None, "")
+        entry = None if cache is None else cache.get(key)
+        again = None if entry is None else rebuild(self.graph, entry, inputs, self.threads, self.packing, self.dtype)
+        if again is not None:
+            return again
+        widths = self._widths(len(inputs[0]))
+        tried = [choose(self.graph, inputs, lanes, threads=self.threads, dtype=self.dtype) for lanes in widths]
+        found = min(tried, key=lambda chosen: chosen.us)
+        if cache is not None:
+            cache.put(key, entry_of(self.graph, found))
+        return found
+
+    def entries(self) -> dict[int, Entry]:
+        """Size class -> what is known to be best on this machine."""
+        return self.given | {size: entry_of(self.graph, chosen) for size, chosen in self.chosen.items()}
 
     def _widths(self, samples: int) -> tuple[int, ...]:
         """Panels to try: images go one by one, and so may a few samples."""
@@ -117,16 +148,15 @@ class RegionModule(nn.Module):
         return x.contiguous().view(samples, *shape)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Programs are of this process; the layouts that they were built with go along."""
+        """Programs are of this process; the choices go along, for machines like this one."""
         state = self.__dict__.copy()
-        state["given"] = self.given | {
-            size: (chosen.program.lanes, dict(chosen.layouts)) for size, chosen in self.chosen.items()
-        }
-        state["chosen"] = {}
+        state["given"], state["machine"], state["chosen"] = self.entries(), machine_key(self.threads), {}
         del state["_lock"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.pop("machine") != machine_key(state["threads"]):
+            state["given"] = {}
         super().__setstate__(state)
         self._lock = threading.Lock()
 

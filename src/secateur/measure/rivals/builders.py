@@ -102,7 +102,7 @@ def packed(case: Case) -> Call:
     from secateur.deploy.pack import pack
 
     args, kwargs = case.inputs
-    model = pack(case.model, kwargs or args, threads=case.threads)
+    model = pack(case.model, kwargs or args, threads=case.threads, cache=False)
     return lambda: model(*args, **kwargs)
 
 

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from secateur.deploy.files import load, save
+from secateur.deploy.files import load, load_bundle, save
 from secateur.io.atomic import replacing
 from secateur.model.masks import find_masks
 from secateur.model.packed import pack_units, unpack_units
@@ -104,7 +104,7 @@ class RoundsFolder:
             )
         masks = find_masks(model)
         if masks is not None:  # load takes values under equal masks only
-            bundle = load(path)
+            bundle = load_bundle(path)
             if bundle.unit != masks.unit.spec:
                 raise ValueError(
                     f"the model has masks of unit {masks.unit.spec!r}, {path} is of {bundle.unit!r}; undo() them first"
