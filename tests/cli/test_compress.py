@@ -199,7 +199,12 @@ def slowly(output, labels):
 def start(folder: Path) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "secateur.cli", "compress", "recipe.toml"]
+    # What a shell starts in the background ignores the signal, and so would its children.
+    begin = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('secateur.cli', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", begin, "compress", "recipe.toml"]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

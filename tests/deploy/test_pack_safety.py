@@ -153,6 +153,26 @@ def test_exporters_are_told_what_to_export(make: Any) -> None:
         torch.export.export(Holder(fast).eval(), (torch.randn(2, 96),), strict=True)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model, x: torch.export.export(model, (x,)),
+        lambda model, x: torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module(),
+        lambda model, x: torch.compile(model),
+        lambda model, x: nn.DataParallel(model),
+    ],
+    ids=["exported", "module of exported", "compiled", "data-parallel"],
+)
+def test_models_in_other_forms_are_packed(wrap: Any) -> None:
+    model, x = net(), torch.randn(4, 96)
+    fast = sc.pack(wrap(model, x), x)
+    more = torch.randn(9, 96)
+    with torch.no_grad():
+        assert torch.allclose(fast(more), model(more), atol=1e-5)
+    assert len(fast.regions) == 1
+    assert not fast.is_dense
+
+
 def test_a_module_that_holds_a_packed_model_is_one() -> None:
     model = net()
     fast = sc.pack(model, torch.randn(2, 96))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import torch
@@ -36,7 +36,8 @@ def quietly(model: nn.Module, mode: Literal["eval", "train"] = "eval") -> Iterat
         try:
             for parameter in gradients:
                 parameter.grad = None
-            model.train(mode == "train")
+            with suppress(NotImplementedError):  # an exported program has one mode, for good
+                model.train(mode == "train")
             yield
         finally:
             for module, training in modes.items():

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.fx.passes.tools_common import legalize_graph
 
 from secateur.deploy.pack.capture import Example, capture, example_of
@@ -16,6 +17,7 @@ from secateur.deploy.pack.lowering import lower
 from secateur.deploy.pack.parts import Parts, chained
 from secateur.deploy.pack.region import RegionModule
 from secateur.deploy.pack.regions import Region, find_regions
+from secateur.model.names import unwrap
 from secateur.model.quietly import quietly
 from secateur.model.registry import find_masks
 from secateur.native.loading import core, never_traced
@@ -126,7 +128,7 @@ def _untraced(run: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def pack(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Any,
     threads: int | None = None,
     dtype: torch.dtype | None = None,
@@ -140,6 +142,7 @@ def pack(
 
     Args:
         model: dense or pruned, on the CPU; it is not changed. It runs in eval mode. Weights of programs are copied.
+            Under data-parallel and compile wrappers the module inside is packed. Or an exported program.
         example_inputs: a tensor, a tuple of arguments or a mapping of keywords; measured at this size. Other numbers of
             samples are measured when they are first met.
         threads: that a program may use; None: as many as torch does, the processors allow and the container grants.
@@ -166,6 +169,7 @@ def pack(
         >>> fast(torch.randn(5, 64)).shape
         torch.Size([5, 10])
     """
+    model = unwrap(model.module() if isinstance(model, ExportedProgram) else model)
     _check(model, threads, dtype)
     example = example_of(example_inputs)
     if core is None:
