@@ -1,11 +1,11 @@
-"""What sparse linear layers gain on the CPU: microseconds beside torch and onnxruntime, float32, one thread.
+"""What sparse linear layers gain on the CPU: microseconds beside torch, onnxruntime and OpenVINO, float32, one thread.
 
     python benchmarks/runtime_linear.py                            # about ten minutes; resumes where it stopped
     python benchmarks/runtime_linear.py --layers 768x768 --columns 64 --rounds 5 --output /tmp/quick.json
 
-Dense (torch, torch again, onnxruntime) and every sparse candidate alternate in the rounds of one process; figures are
-medians. Samples come and go row-major, so the conversions to panels are counted. Random masks: synthetic, but the time
-of these kernels depends on the weights' places hardly at all.
+Dense (torch, torch again, onnxruntime, OpenVINO told to compute in float32) and every sparse candidate alternate in the
+rounds of one process; figures are medians. Samples come and go row-major, so the conversions to panels are counted.
+Random masks: synthetic, but the time of these kernels depends on the weights' places hardly at all.
 Writes benchmarks/results/runtime_linear.json; what is done is kept beside it.
 """
 
@@ -19,6 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import onnx
+import onnxruntime
+import openvino
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,7 +35,14 @@ __all__ = ["main"]
 RESULT = Path(__file__).parent / "results" / "runtime_linear.json"
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 LAYERS = {"768x768": (1, 16, 64, 256), "3072x768": (1, 16, 64, 256), "4096x4096": (64,)}
-UNITS = {"unstructured": 1, "blocks 4x1": 4}
+HEIGHTS = {"blocks 4x1": 4, "blocks 8x1": 8, "blocks 16x1": 16}
+GROUPS = {"1:4": (1, 4), "2:4": (2, 4), "4:8": (4, 8)}
+UNITS: dict[str, tuple[float, ...]] = {
+    "unstructured": SPARSITIES,
+    **dict.fromkeys(HEIGHTS, SPARSITIES),
+    **{name: (1 - n / m,) for name, (n, m) in GROUPS.items()},
+}
+"""Pattern of the mask -> sparsities."""
 Goals = tuple[float | None, ...]
 GOALS: dict[str, Goals] = {
     "unstructured 1": (1.2, 1.8, 2.6, 4.6, 7, 12),
@@ -42,24 +52,19 @@ GOALS: dict[str, Goals] = {
     "4096x4096 unstructured 64": (1.3, 2.4, 3.4, 5.7, 9.5, None),
     "blocks 4x1 64": (1.9, 3.4, 4.9, 9.5, 17, 29),
 }
+DENSE = ("torch", "torch again", "onnxruntime", "openvino")
 Call = Callable[..., Any]
 
 
 def candidates(unit: str, columns: int) -> tuple[str, ...]:
-    if unit != "unstructured":
-        return ("block4",)
+    if unit in HEIGHTS:
+        return (f"block{HEIGHTS[unit]}",)
     if columns == 1:
         return ("ell", "csr")
     return ("rows", "even", "even-wide", "csr")
 
 
-def onnx_dense(weight: Tensor, x: Tensor) -> Call | None:
-    """The layer in onnxruntime, its input and output bound beforehand; None where that is not installed."""
-    try:
-        import onnx
-        import onnxruntime
-    except ModuleNotFoundError:
-        return None
+def as_onnx(weight: Tensor, x: Tensor) -> bytes:
     helper, numpy_helper, real = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -69,13 +74,37 @@ def onnx_dense(weight: Tensor, x: Tensor) -> Call | None:
         [numpy_helper.from_array(weight.t().contiguous().numpy(), "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return model.SerializeToString()
+
+
+def in_onnxruntime(weight: Tensor, x: Tensor) -> Call:
+    """The layer in onnxruntime, its input and output bound beforehand."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(as_onnx(weight, x), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     binding.bind_cpu_input("x", x.numpy())
     binding.bind_output("y")
     return lambda _: session.run_with_iobinding(binding)
+
+
+def in_openvino(weight: Tensor, x: Tensor) -> Call:
+    """The layer in OpenVINO, its input bound beforehand."""
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+    request = core.compile_model(core.read_model(as_onnx(weight, x)), "CPU", hints).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
+    return lambda _: request.infer(share_outputs=True)
+
+
+def mask_of(unit: str, shape: tuple[int, int], sparsity: float) -> Tensor:
+    """A random mask of this pattern, True is kept."""
+    rows, cols = shape
+    if unit in GROUPS:
+        n, m = GROUPS[unit]
+        return (torch.rand(rows, cols // m, m).argsort(2) < n).flatten(1)
+    height = HEIGHTS.get(unit, 1)
+    return (torch.rand(rows // height, cols) >= sparsity).repeat_interleave(height, 0)
 
 
 def bare(packed: Packed, samples: int) -> Call:
@@ -88,12 +117,10 @@ def calls_of(shape: tuple[int, int], columns: int, unit: str, x: Tensor) -> tupl
     """Everything to compare on one layer: dense under the names of the runtimes, sparse under "sparsity layout"."""
     weight = torch.randn(shape) / shape[1] ** 0.5
     calls: dict[str, Call] = {"torch": lambda x: F.linear(x, weight), "torch again": lambda x: F.linear(x, weight)}
-    runtime = onnx_dense(weight, x)
-    if runtime is not None:
-        calls["onnxruntime"] = runtime
-    height, packed = UNITS[unit], {}
-    for sparsity in SPARSITIES:
-        mask = (torch.rand(shape[0] // height, shape[1]) >= sparsity).repeat_interleave(height, 0)
+    calls |= {"onnxruntime": in_onnxruntime(weight, x), "openvino": in_openvino(weight, x)}
+    packed: dict[str, Packed] = {}
+    for sparsity in UNITS[unit]:
+        mask = mask_of(unit, shape, sparsity)
         wanted = F.linear(x, weight * mask)
         for layout in candidates(unit, columns):
             name = f"{sparsity} {layout}"
@@ -113,9 +140,9 @@ def measure(layer: str, columns: int, unit: str, rounds: int) -> dict[str, Any]:
         calls, packed = calls_of((rows, cols), columns, unit, x)
         times = interleaved(calls, x, rounds=rounds, threads=1, budget_s=60.0)
     us = {name: 1e3 * median(found.ms) for name, found in times.items()}
-    dense = {name: us[name] for name in ("torch", "torch again", "onnxruntime") if name in us}
+    dense = {name: us[name] for name in DENSE}
     sparse: list[dict[str, Any]] = []
-    for sparsity in SPARSITIES:
+    for sparsity in UNITS[unit]:
         layouts = {name: us[f"{sparsity} {name}"] for name in candidates(unit, columns)}
         best = min(layouts, key=lambda name: layouts[name])
         bares = {name: us[f"{sparsity} {name} bare"] for name in layouts}
@@ -135,7 +162,8 @@ def measure(layer: str, columns: int, unit: str, rounds: int) -> dict[str, Any]:
 def table_rows(run: dict[str, Any]) -> list[list[Any]]:
     dense = min(run["dense"], key=lambda name: run["dense"][name])
     key = f"{run['unit']} {run['columns']}"
-    goals = GOALS.get(f"{run['layer']} {key}", GOALS.get(key, (None,) * len(SPARSITIES)))
+    missing: Goals = (None,) * len(run["sparse"])
+    goals = missing if run["unit"] in GROUPS else GOALS.get(f"{run['layer']} {key}", GOALS.get(key, missing))
     return [
         [
             run["layer"],
