@@ -93,13 +93,23 @@ def test_explain_names_every_layer() -> None:
     assert found.to_dict()["layers"][0]["name"] == "1"
 
 
-def test_a_dense_model_stays_dense() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+def test_a_model_without_layers_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.Softmax(1), nn.ReLU()).eval()
     fast = sc.pack(model, torch.randn(1, 8))
     assert fast.is_dense
-    assert str(fast.explain()) == "no gain: stay dense; no layer that the runtime knows has zeros in its weights"
+    assert str(fast.explain()) == "no gain: stay dense; it has no layer that the runtime knows"
     x = torch.randn(3, 8)
     assert torch.equal(fast(x), model(x))
+
+
+def test_a_dense_model_may_become_a_program() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    fast = sc.pack(model, torch.randn(2, 8))
+    assert len(fast.regions) == 1
+    assert [line.pattern for line in fast.explain().layers] == ["dense", "dense"]
+    x = torch.randn(5, 8)
+    with torch.no_grad():
+        assert torch.allclose(fast(x), model(x), atol=1e-6)
 
 
 def test_what_is_slower_than_torch_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,8 @@ def candidates(weight: Tensor, lanes: int, dtype: torch.dtype = torch.float32) -
         dtype: bfloat16 adds the layouts in pairs; those of float32 stay.
 
     Returns:
-        Names of ``secateur.runtime.LAYOUTS``, or ``dense``: every weight, in blocks of 16 rows; with bfloat16 also of
-        ``PAIR_LAYOUTS`` and ``dense-bf16``.
+        Names of ``secateur.runtime.LAYOUTS``, or ``dense`` and ``dense-4``: every weight, in blocks of 16 or 4 rows;
+        with bfloat16 also of ``PAIR_LAYOUTS`` and ``dense-bf16``.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ def candidates(weight: Tensor, lanes: int, dtype: torch.dtype = torch.float32) -
         found += ["even-wide"] if density < (0.4 if lanes <= 16 else 0.08) else []
         found += ["csr"] if density < 0.08 else []
     if density > 0.3 or not found:
-        found.append("dense")
+        found += ["dense"] if lanes == 1 else ["dense-4", "dense"]
     return (*found, *_in_pairs(kept, lanes)) if dtype == torch.bfloat16 else tuple(found)
 
 

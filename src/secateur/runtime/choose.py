@@ -39,7 +39,7 @@ __all__ = [
 
 BACKENDS = ("one", "own", "gomp")
 """Whose threads run a program: the caller's alone, those of the core, those of torch."""
-_DENSE = {"dense": "block16", "dense-bf16": "block16-bf16"}
+_DENSE = {"dense": "block16", "dense-4": "block4", "dense-bf16": "block16-bf16"}
 _ROUNDS = 7
 _TRIES = 3  # runs in a round; the fastest counts
 

@@ -186,7 +186,7 @@ def cost_table(
         raise ValueError(f"sparsities={list(sparsities)}: expected shares that rise from 0 and end at 1 or before")
     example = example_of(example_inputs)
     module = capture(model, example)
-    graphs = [lower(region) for region in find_regions(module, dense_too=True)]
+    graphs = [lower(region) for region in find_regions(module)]
     arguments, keywords = example
     with quietly(model), torch.no_grad():
         (dense_us,) = interleaved([lambda: model(*arguments, **keywords)])

@@ -87,6 +87,8 @@ class PackedModel(nn.Module):
         run = self._parts.run
         if type(run) is RegionModule:  # makes no gradients of its own
             return run.forward(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return run(*args, **kwargs)
         with torch.no_grad():
             return run(*args, **kwargs)
 
@@ -136,7 +138,7 @@ def pack(
 ) -> PackedModel:
     """Make a model fast by its zeros, on this machine.
 
-    The model is exported; each maximal connected part of it that has zeros becomes one program of the core, in which
+    The model is exported; each maximal connected part of it whose layers the runtime knows becomes one program of the core, in which
     every layer runs the kernel that was measured fastest, dense included. All else stays with torch. Where nothing
     wins, the result is the dense model and `explain` says so.
 
@@ -177,7 +179,7 @@ def pack(
     module = capture(model, example)
     found = find_regions(module)
     if not found:
-        return _dense(model, "no layer that the runtime knows has zeros in its weights")
+        return _dense(model, "it has no layer that the runtime knows")
     threads = threads or usable_threads()
     regions = [RegionModule(lower(region), _leads(region), threads, cache, dtype or torch.float32) for region in found]
     stands_for: dict[fx.Node, fx.Node] = {}

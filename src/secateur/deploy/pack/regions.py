@@ -80,12 +80,11 @@ class _Growing:
         return {self.find(region) for region in regions}
 
 
-def find_regions(module: fx.GraphModule, dense_too: bool = False) -> list[Region]:
-    """All regions that have at least one weight with a zero in it.
+def find_regions(module: fx.GraphModule) -> list[Region]:
+    """All regions that have a layer with a weight, dense ones too: a program may be faster than its layers one by one.
 
     Args:
         module: from `capture`.
-        dense_too: those without a zero as well.
 
     Returns:
         The regions, in the order of their first nodes.
@@ -118,7 +117,7 @@ def find_regions(module: fx.GraphModule, dense_too: bool = False) -> list[Region
     groups: dict[int, list[fx.Node]] = {}
     for node in growing.region:
         groups.setdefault(growing.find(growing.region[node]), []).append(node)
-    return [_region(nodes, meanings, leads) for nodes in groups.values() if _worth_it(nodes, meanings, dense_too)]
+    return [_region(nodes, meanings, leads) for nodes in groups.values() if _has_layers(nodes, meanings)]
 
 
 def _insides(module: fx.GraphModule) -> set[fx.Node]:
@@ -148,10 +147,9 @@ def _fits(node: fx.Node, found: Meaning, lead: int, meanings: dict[fx.Node, Mean
     return found.kind in {"activation", "same"} or runs(found.kind)
 
 
-def _worth_it(nodes: list[fx.Node], meanings: dict[fx.Node, Meaning], dense_too: bool) -> bool:
+def _has_layers(nodes: list[fx.Node], meanings: dict[fx.Node, Meaning]) -> bool:
     layers = [meanings[node].numbers for node in nodes]
-    weights = [layer["weight"] for layer in layers if "weight" in layer and not layer.get("fixed")]
-    return any(dense_too or bool((weight == 0).any()) for weight in weights)
+    return any("weight" in layer and not layer.get("fixed") for layer in layers)
 
 
 def _region(nodes: list[fx.Node], meanings: dict[fx.Node, Meaning], leads: dict[fx.Node, int]) -> Region:
