@@ -221,6 +221,21 @@ def test_inputs_in_any_memory() -> None:
         assert torch.allclose(fast(same), wanted, atol=1e-5)
 
 
+def test_another_default_dtype_changes_nothing() -> None:
+    model, x = net(), torch.randn(70, 96)
+    with torch.no_grad():
+        wanted = model(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        fast = sc.pack(model, x)
+        found = [fast(x), fast(x[:1])]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for y, rows in zip(found, (wanted, wanted[:1]), strict=True):
+        assert y.dtype == torch.float32
+        assert torch.allclose(y, rows, atol=1e-5)
+
+
 class Outputs(nn.Module):
     """One result, in whatever the model puts it."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from secateur.native.loading import core
@@ -76,13 +75,13 @@ class Program:
             One tensor ``[N, *shape]`` per output.
         """
         samples = len(inputs[0])
-        outputs = [torch.empty((samples, *self.graph.shapes[name])) for name in self.graph.outputs]
+        outputs = [inputs[0].new_empty(samples, *self.graph.shapes[name]) for name in self.graph.outputs]
         self.native.run([x.data_ptr() for x in inputs], [y.data_ptr() for y in outputs], samples)
         return outputs
 
     def run_one(self, x: Tensor) -> Tensor:
         """As `run`, for a program with one input and one output: what small networks pay for each call counts."""
-        y = torch.empty((x.shape[0], *self._shape))
+        y = x.new_empty(x.shape[0], *self._shape)  # of its dtype, whatever the default is
         self.native.run_one(x.data_ptr(), y.data_ptr(), x.shape[0])
         return y
 
@@ -99,6 +98,6 @@ class Program:
     def time(self, inputs: Sequence[Tensor]) -> list[tuple[str, float]]:
         """Microseconds of each step under the value that it makes; conversions are ``in`` and ``out``."""
         samples = len(inputs[0])
-        outputs = [torch.empty((samples, *self.graph.shapes[name])) for name in self.graph.outputs]
+        outputs = [inputs[0].new_empty(samples, *self.graph.shapes[name]) for name in self.graph.outputs]
         seconds = self.native.time([x.data_ptr() for x in inputs], [y.data_ptr() for y in outputs], samples)
         return [(name, 1e6 * s) for name, s in zip(self.names, seconds, strict=True)]

@@ -141,7 +141,7 @@ def _shortcut(module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     before = shape_of(source)
     if before is None or steps[2] != steps[3] or steps[:2] != [1, 1]:
         return None
-    weight = torch.zeros(shape[1], before[1], 1, 1)
+    weight = torch.zeros(shape[1], before[1], 1, 1, dtype=torch.float32)
     first = pads[4] if len(pads) == 6 else 0
     channels = torch.arange(before[1])
     weight[channels + first, channels] = 1.0

@@ -138,9 +138,9 @@ def pack(
 ) -> PackedModel:
     """Make a model fast by its zeros, on this machine.
 
-    The model is exported; each maximal connected part of it whose layers the runtime knows becomes one program of the core, in which
-    every layer runs the kernel that was measured fastest, dense included. All else stays with torch. Where nothing
-    wins, the result is the dense model and `explain` says so.
+    The model is exported; each maximal connected part of it that the runtime knows becomes one program of the core, in
+    which every layer runs the kernel that was measured fastest, dense included. All else stays with torch. Where
+    nothing wins, the result is the dense model and `explain` says so.
 
     Args:
         model: dense or pruned, on the CPU; it is not changed. It runs in eval mode. Weights of programs are copied.

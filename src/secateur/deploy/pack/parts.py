@@ -52,7 +52,8 @@ class Parts:
         """Of programs from a file: the sums over them, for as many samples as the example had where it was packed."""
         first = self.regions[0]
         ones = [1] * (first.leads[0] - 1)
-        self.run(torch.zeros(self.samples, *ones, *first.graph.shapes[first.graph.inputs[0]]))
+        shape = (self.samples, *ones, *first.graph.shapes[first.graph.inputs[0]])
+        self.run(torch.zeros(shape, dtype=torch.float32))
         found = [next(iter(region.chosen.values())) for region in self.regions]
         return sum(min(each.us, each.dense_us) for each in found), sum(each.dense_us for each in found)
 
