@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 
 #include "bind.h"
+#include "conv/depthwise_conv.h"
 #include "conv/planes.h"
 #include "conv/planes_steps.h"
 #include "conv/sparse_conv.h"
@@ -51,6 +52,17 @@ void bind_sparse(nb::module_& m) {
            "activation"_a, nb::keep_alive<1, 3>());
 }
 
+void bind_depthwise(nb::module_& m) {
+  nb::class_<DepthwiseConv, Step>(m, "DepthwiseConv")
+      .def("__init__", [](DepthwiseConv* self, const KernelTable& table, const Planes& x, const Planes& y,
+                          const Window& window, size_t chunk, uintptr_t weights, size_t length, const Place& from,
+                          const Place& to, const Place* residual, uintptr_t bias, int activation) {
+             new (self) DepthwiseConv(table, x, y, window, chunk, reinterpret_cast<const float*>(weights), length, from,
+                                      to, residual, reinterpret_cast<const float*>(bias), activation);
+           }, "table"_a, "x"_a, "y"_a, "window"_a, "chunk"_a, "weights"_a, "length"_a, "from_"_a, "to"_a,
+           "residual"_a.none(), "bias"_a, "activation"_a);
+}
+
 void bind_around(nb::module_& m) {
   nb::class_<ToPlanes, Step>(m, "ToPlanes").def(nb::init<const Planes&, Place, Place>(), "planes"_a, "from_"_a, "to"_a);
   nb::class_<FromPlanes, Step>(m, "FromPlanes")
@@ -76,5 +88,6 @@ void bind_around(nb::module_& m) {
 void secateur::bind_conv(nb::module_& m) {
   bind_geometry(m);
   bind_sparse(m);
+  bind_depthwise(m);
   bind_around(m);
 }

@@ -54,6 +54,7 @@ struct KernelTable {
   conv_blocks_fn* conv_blocks;
   conv_rows_fn* conv_rows;
   conv_gather_fn* conv_gather;
+  conv_depthwise_fn* conv_depthwise;
   conv_pool_fn* conv_pool;
   conv_mean_fn* conv_mean;
 };

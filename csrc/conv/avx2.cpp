@@ -3,4 +3,4 @@
 
 #include "entries.h"
 
-SECATEUR_CONV(avx2, 8, 13, 6, 2)
+SECATEUR_CONV(avx2, 8, 13, 6, 2, 3)

@@ -6,4 +6,4 @@
 
 #include "entries.h"
 
-SECATEUR_CONV(avx512, 16, 14, 10, 6)
+SECATEUR_CONV(avx512, 16, 14, 10, 6, 4)

@@ -1,12 +1,14 @@
 // The entry points of one instruction set.
 #pragma once
 
+#include "depthwise.h"
 #include "gather.h"
 #include "pool.h"
 #include "sparse.h"
 
-// Vectors of L floats. ONE, TWO, FOUR: how many of them a group of so many output channels keeps in registers.
-#define SECATEUR_CONV(isa, L, ONE, TWO, FOUR)                                                                          \
+// Vectors of L floats. ONE, TWO, FOUR: how many of them a group of so many output channels keeps in registers. LINE: how
+// many of an output row a depthwise convolution does, of which several rows are under way.
+#define SECATEUR_CONV(isa, L, ONE, TWO, FOUR, LINE)                                                                    \
   extern "C" {                                                                                                         \
   void secateur_conv_blocks_##isa(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {                \
     if (L > 8 && tile->lanes == 8) return run_units<Blocks, L < 8 ? L : 8, ONE, TWO, FOUR>(stream, tile);              \
@@ -23,6 +25,7 @@
     }                                                                                                                  \
     gather_rows<L>(from, from_stride, step, to, to_stride, rows, floats);                                              \
   }                                                                                                                    \
+  void secateur_conv_depthwise_##isa(const secateur_depthwise* plane) { depthwise_plane<L, LINE>(*plane); }             \
   void secateur_conv_pool_##isa(const secateur_pool* pool) { pool_plane<L>(*pool); }                                   \
   float secateur_conv_mean_##isa(const float* x, size_t n, float scale) { return mean<L>(x, n, scale); }               \
   }

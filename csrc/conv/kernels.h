@@ -67,6 +67,22 @@ typedef struct {
 
 typedef void conv_pool_fn(const secateur_pool* pool);
 
+// A depthwise convolution of one plane, by all taps of a square kernel or by a list of them.
+typedef struct {
+  const float* x;         // where the first tap of the first output pixel lies, outside the plane if there is padding
+  float* y;               // the first pixel
+  const float* residual;  // likewise, or null
+  const float* weights;   // of the taps
+  const int32_t* places;  // of the taps, in floats from x
+  size_t taps;
+  size_t kernel;          // 3 or 5, with a step of 1 or 2: the taps are all of such a square, row by row; else 0
+  size_t x_row, y_row, step, rows, columns;  // rows and columns of y; it is written up to whole vectors
+  float bias;
+  int activation;
+} secateur_depthwise;
+
+typedef void conv_depthwise_fn(const secateur_depthwise* plane);
+
 // The sum of n floats, a multiple of 16, times `scale`.
 typedef float conv_mean_fn(const float* x, size_t n, float scale);
 }

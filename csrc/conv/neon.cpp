@@ -3,4 +3,4 @@
 
 #include "entries.h"
 
-SECATEUR_CONV(neon, 4, 14, 10, 6)
+SECATEUR_CONV(neon, 4, 14, 10, 6, 4)

@@ -10,6 +10,7 @@ from torch import Tensor
 from secateur.native.loading import core
 from secateur.runtime.conv_cuts import Planes
 from secateur.runtime.convolution import PackedConv, native_planes
+from secateur.runtime.depthwise import PackedDepthwise
 from secateur.runtime.formats import Packed
 from secateur.runtime.geometry import planes_of
 from secateur.runtime.graph import Graph, Node
@@ -18,7 +19,7 @@ from secateur.runtime.pairs import KNOWN
 
 __all__ = ["Build", "Weights", "runs"]
 
-Weights: TypeAlias = Mapping[str, Packed | PackedConv]
+Weights: TypeAlias = Mapping[str, Packed | PackedConv | PackedDepthwise]
 """Output of a layer -> its packed weight."""
 
 
@@ -196,7 +197,7 @@ class Build:
     def conv(self, node: Node) -> None:
         """A convolution, dense ones too."""
         packed = self.weights[node.output]
-        assert isinstance(packed, PackedConv)
+        assert isinstance(packed, PackedConv | PackedDepthwise)
         source = self.read(node.inputs[0])
         residual = self.read(node.inputs[1]) if node.residual else None
         target = self.make(node.output)

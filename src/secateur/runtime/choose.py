@@ -17,6 +17,7 @@ from secateur.runtime.columns import RUN
 from secateur.runtime.conv_cuts import Cut
 from secateur.runtime.conv_layouts import named_cuts
 from secateur.runtime.convolution import PackedConv
+from secateur.runtime.depthwise import DepthwiseCut, PackedDepthwise
 from secateur.runtime.formats import Packed, pack, pieces_of
 from secateur.runtime.geometry import planes_of, window_of
 from secateur.runtime.graph import Graph, Node, reference
@@ -101,19 +102,22 @@ def layouts_of(graph: Graph, node: Node, lanes: int, dtype: torch.dtype = torch.
     return tuple(named_cuts(graph, node))
 
 
-def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packed | PackedConv:
+def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packed | PackedConv | PackedDepthwise:
     """The weight of a layer in a layout, cut for so many threads; ``dense`` and ``dense-bf16`` keep every zero."""
     weight, cut = node.weight, cut_of(graph, node, layout, threads)
     assert weight is not None
     dense = layout.startswith("dense")
-    if isinstance(cut, Cut):
-        planes = planes_of(graph)
-        return PackedConv(weight, cut, planes[node.inputs[0]], planes[node.output], window_of(node), dense)
+    if not isinstance(cut, Pieces):
+        planes, window = planes_of(graph), window_of(node)
+        x, y = planes[node.inputs[0]], planes[node.output]
+        if isinstance(cut, DepthwiseCut):
+            return PackedDepthwise(weight, cut, x, y, window)
+        return PackedConv(weight, cut, x, y, window, dense)
     mask = torch.ones_like(weight, dtype=torch.bool) if dense else weight != 0
     return pack(weight, mask, _DENSE.get(layout, layout), cut)
 
 
-def cut_of(graph: Graph, node: Node, layout: str, threads: int = 1) -> Cut | Pieces:
+def cut_of(graph: Graph, node: Node, layout: str, threads: int = 1) -> Cut | DepthwiseCut | Pieces:
     """How the weight of a layer is cut for a layout and so many threads."""
     if node.kind == "conv":
         return named_cuts(graph, node, 3 * threads if threads > 1 else 1)[layout][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secateur.runtime.conv_candidates import conv_candidates
 from secateur.runtime.conv_cuts import Cut
+from secateur.runtime.depthwise import DepthwiseCut
 from secateur.runtime.geometry import planes_of, window_of
 from secateur.runtime.graph import Graph, Node
 
@@ -13,11 +14,12 @@ _MOSTLY_ZEROS = 0.7  # above this density sparse kernels are not tried
 _MANY = 0.3  # and above this one the dense kernel is
 
 
-def named_cuts(graph: Graph, node: Node, threads: int = 1) -> dict[str, tuple[Cut, bool]]:
+def named_cuts(graph: Graph, node: Node, threads: int = 1) -> dict[str, tuple[Cut | DepthwiseCut, bool]]:
     """Name -> (cut, whether zeros are kept), the likeliest first.
 
     A name says where pixels are read (``direct``: where they are; ``copied``: aligned for every tap), and how many
-    output channels share their loads; ``dense`` stands before it where every weight is kept.
+    output channels share their loads; ``dense`` stands before it where every weight is kept. ``depthwise`` makes one
+    plane of one plane, and leaves zeros out.
 
     Args:
         graph: that the node is of.
@@ -29,7 +31,9 @@ def named_cuts(graph: Graph, node: Node, threads: int = 1) -> dict[str, tuple[Cu
     planes, window = planes_of(graph), window_of(node)
     x, y = planes[node.inputs[0]], planes[node.output]
     density = 1.0 - node.sparsity if weight.numel() else 0.0
-    found: dict[str, tuple[Cut, bool]] = {}
+    found: dict[str, tuple[Cut | DepthwiseCut, bool]] = {}
+    if window.groups == x.channels:
+        found[DepthwiseCut.layout] = DepthwiseCut(-(-y.channels // threads)), False
     if density < _MOSTLY_ZEROS:
         found |= {_name(cut): (cut, False) for cut in conv_candidates(x, y, window, density, threads)}
     if density > _MANY:

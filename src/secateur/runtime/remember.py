@@ -17,13 +17,14 @@ from secateur.runtime.cache import Entry
 from secateur.runtime.candidates import pattern_of
 from secateur.runtime.choose import BACKENDS, Chosen, LayerTime, fits, pack_layer, share
 from secateur.runtime.convolution import PackedConv
+from secateur.runtime.depthwise import PackedDepthwise
 from secateur.runtime.formats import Packed
 from secateur.runtime.graph import Graph, Node
 from secateur.runtime.program import LANES, Program
 
 __all__ = ["Packing", "entry_of", "rebuild", "structure"]
 
-Packing: TypeAlias = Callable[[Graph, Node, str, int], Packed | PackedConv]
+Packing: TypeAlias = Callable[[Graph, Node, str, int], Packed | PackedConv | PackedDepthwise]
 """(graph, node, layout, threads) -> the packed weight of the node: `pack_layer`, or what a file brought along."""
 
 _OTHERWISE = {"output", "inputs", "name", "weight", "bias", "scale", "eps"}

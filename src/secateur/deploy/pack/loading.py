@@ -23,11 +23,12 @@ from secateur.native.threads import usable_threads
 from secateur.runtime.cache import machine
 from secateur.runtime.canonical import BlockedCsr
 from secateur.runtime.choose import cut_of, pack_layer
-from secateur.runtime.conv_cuts import Cut
 from secateur.runtime.convolution import PackedConv
+from secateur.runtime.depthwise import DepthwiseCut, PackedDepthwise
 from secateur.runtime.formats import Packed
 from secateur.runtime.geometry import planes_of, window_of
 from secateur.runtime.graph import Graph, Node
+from secateur.runtime.layouts import Pieces
 
 __all__ = ["is_packed", "load_packed"]
 
@@ -96,16 +97,18 @@ class _Brought:
     def __init__(self) -> None:
         self.streams: dict[tuple[str, str, int], tuple[str, dict[str, Any], dict[str, Tensor]]] = {}
 
-    def __call__(self, graph: Graph, node: Node, layout: str, threads: int) -> Packed | PackedConv:
+    def __call__(self, graph: Graph, node: Node, layout: str, threads: int) -> Packed | PackedConv | PackedDepthwise:
         found = self.streams.get((node.output, layout, threads))
         cut = cut_of(graph, node, layout, threads)
         if found is None or found[1] != asdict(cut):
             return pack_layer(graph, node, layout, threads)
         kernel, _, streams = found
-        if isinstance(cut, Cut):
-            planes = planes_of(graph)
+        if not isinstance(cut, Pieces):
+            planes, window = planes_of(graph), window_of(node)
             x, y = planes[node.inputs[0]], planes[node.output]
-            return PackedConv.of_streams(streams, cut, x, y, window_of(node))
+            if isinstance(cut, DepthwiseCut):
+                return PackedDepthwise.of_streams(streams, cut, x, y, window)
+            return PackedConv.of_streams(streams, cut, x, y, window)
         assert node.weight is not None
         rows, cols = node.weight.shape
         return Packed(kernel, (rows, cols), cut, streams)
