@@ -26,7 +26,7 @@ inline __m512i cut(__m512i a, __m512i b, __m512i c, __m512i d) {
 }
 
 // 16 words from 64 numbers of one sample; what lies beyond `n` is not read.
-inline __m512i words_of(const float* x, size_t n, __m512 inverse, __m512i zero) {
+SECATEUR_INLINE __m512i words_of(const float* x, size_t n, __m512 inverse, __m512i zero) {
   const uint64_t there = n >= 64 ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
   const __m512i a = on_grid(_mm512_maskz_loadu_ps(__mmask16(there), x), inverse, zero);
   const __m512i b = on_grid(_mm512_maskz_loadu_ps(__mmask16(there >> 16), x + 16), inverse, zero);
@@ -71,18 +71,18 @@ void samples_to_quads(const float* samples, size_t n, size_t stride, size_t feat
   for (size_t s = 0; s < width; s += 16) {
     for (size_t f = 0; f < features; f += 64) {
       const size_t left = features - f < 64 ? features - f : 64, wide = (left + 3) / 4;
-      for (size_t i = 0; i < 16; ++i) {
-        const size_t sample = s + i;
-        const __m512i found =
-            sample < n ? words_of(samples + sample * stride + f, left, _mm512_set1_ps(grid.inverses[sample]),
-                                  _mm512_set1_epi32(grid.zeros[sample]))
-                       : _mm512_setzero_si512();
-        _mm512_store_si512(words + 16 * i, found);
-      }
       float* const to = quads + f / 4 * width + s;
-      if (wide == 16) {
+      const auto row = [&](size_t i, size_t numbers) {
+        return words_of(samples + (s + i) * stride + f, numbers, _mm512_set1_ps(grid.inverses[s + i]),
+                        _mm512_set1_epi32(grid.zeros[s + i]));
+      };
+      if (s + 16 <= n && left == 64) {
+        for (size_t i = 0; i < 16; ++i) _mm512_store_si512(words + 16 * i, row(i, 64));
         Square::run(words, 16, to, width);
         continue;
+      }
+      for (size_t i = 0; i < 16; ++i) {
+        _mm512_store_si512(words + 16 * i, s + i < n ? row(i, left) : _mm512_setzero_si512());
       }
       Square::run(words, 16, turned, 16);
       for (size_t i = 0; i < wide; ++i) _mm512_storeu_ps(to + i * width, _mm512_load_ps(turned + 16 * i));

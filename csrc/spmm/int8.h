@@ -119,8 +119,11 @@ struct Quads {
 
 // Keeps the compiler from fusing a product with what follows, which would round it once instead of twice, and not the
 // same way everywhere.
-SECATEUR_INLINE float settled(float value) {
-#if defined(__x86_64__)
+template <typename Value>
+SECATEUR_INLINE Value settled(Value value) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(value));
+#elif defined(__x86_64__)
   __asm__("" : "+x"(value));
 #elif defined(__aarch64__)
   __asm__("" : "+w"(value));
@@ -130,64 +133,100 @@ SECATEUR_INLINE float settled(float value) {
   return value;
 }
 
+constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+constexpr uint32_t shift_bits = 0x4b400000u;
+
 // To the nearest, ties to even, for sizes below 2^22; something for all others.
 SECATEUR_INLINE int32_t nearest(float value) {
-  const float shifted = settled(value) + 12582912.0f;  // 1.5 * 2^23: the nearest integer stands in the low bits
+  const float shifted = settled(value) + shift;
   uint32_t bits;
   memcpy(&bits, &shifted, sizeof bits);
-  return int32_t(bits - 0x4b400000u);
+  return int32_t(bits - shift_bits);
 }
 
-// `strange` is 0, or NaN where the sample holds NaN or infinity. Steps and inverses are normal numbers.
-SECATEUR_INLINE void put_grid(const secateur_grid& grid, size_t sample, float least, float greatest, float strange) {
-  const bool sane = strange == 0.0f;
-  const float wanted = greatest / 255.0f - least / 255.0f, step = wanted < 0x1p-126f ? 0x1p-126f : wanted;
-  const float inverse = 1.0f / step;
-  const int32_t zero = sane ? nearest(-least * inverse) : 0;
-  grid.steps[sample] = sane ? step : __builtin_nanf("");
-  grid.inverses[sample] = sane ? inverse : 0.0f;
-  grid.zeros[sample] = zero > 255 ? 255 : zero;
+// L samples. `strange` is 0, or NaN where the sample holds NaN or infinity. Steps and inverses are normal numbers.
+template <int L>
+SECATEUR_INLINE void put_grid(const secateur_grid& grid, size_t first, Vector<L> least, Vector<L> greatest, Vector<L> strange) {
+  typedef typename Floats<L>::ints Ints;
+  const Vector<L> smallest = splat<L>(0x1p-126f), wanted = greatest / 255.0f - least / 255.0f;
+  const Vector<L> step = wanted < smallest ? smallest : wanted, inverse = 1.0f / step;
+  const Ints zero = (Ints)(settled(-least * inverse) + shift) - int32_t(shift_bits);
+  const auto sane = strange == 0.0f;
+  store<L>(grid.steps + first, sane ? step : splat<L>(__builtin_nanf("")));
+  store<L>(grid.inverses + first, sane ? inverse : Vector<L>{});
+  const Ints kept = sane ? zero : Ints{};
+  const Ints capped = kept > 255 ? 255 - Ints{} : kept;
+  store<L>(reinterpret_cast<float*>(grid.zeros + first), (Vector<L>)capped);
 }
 
 constexpr size_t grid_samples = 16;
 
+// What has been seen of L numbers side by side.
 template <int L>
-void grid_of_panel(const float* panel, size_t rows, size_t width, const secateur_grid& grid) {
+struct Range {
+  Vector<L> least{}, greatest{}, strange{};
+
+  SECATEUR_INLINE void see(Vector<L> x) {
+    least = x < least ? x : least;
+    greatest = x > greatest ? x : greatest;
+    strange += x * 0.0f;
+  }
+};
+
+template <int L>
+SECATEUR_INLINE void grid_of_panel(const float* panel, size_t rows, size_t width, const secateur_grid& grid) {
   for (size_t lane = 0; lane < grid_samples; lane += L) {
-    Vector<L> least{}, greatest{}, strange{};
-    for (size_t row = 0; row < rows; ++row) {
-      const Vector<L> x = load<L>(panel + row * width + lane);
-      least = x < least ? x : least;
-      greatest = x > greatest ? x : greatest;
-      strange += x * 0.0f;
-    }
-    for (int i = 0; i < L; ++i) put_grid(grid, lane + size_t(i), least[i], greatest[i], strange[i]);
+    Range<L> range;
+    for (size_t row = 0; row < rows; ++row) range.see(load<L>(panel + row * width + lane));
+    put_grid<L>(grid, lane, range.least, range.greatest, range.strange);
   }
 }
 
+// One sample's place among the 16; halves of a range are folded upon each other until one number is left.
 template <int L>
-void grid_of_samples(const float* samples, size_t n, size_t stride, size_t features, const secateur_grid& grid) {
-  for (size_t s = 0; s < grid_samples; ++s) {
-    Vector<L> least{}, greatest{}, strange{};
+SECATEUR_INLINE void fold(const Range<L>& range, float* least, float* greatest, float* strange) {
+  float low[L], high[L], odd[L];
+  store<L>(low, range.least);
+  store<L>(high, range.greatest);
+  store<L>(odd, range.strange);
+#pragma GCC unroll 4
+  for (int half = L / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      low[i] = low[i + half] < low[i] ? low[i + half] : low[i];
+      high[i] = high[i + half] > high[i] ? high[i + half] : high[i];
+      odd[i] += odd[i + half];
+    }
+  }
+  *least = low[0];
+  *greatest = high[0];
+  *strange = odd[0];
+}
+
+template <int L>
+SECATEUR_INLINE void grid_of_samples(const float* samples, size_t n, size_t stride, size_t features, const secateur_grid& grid) {
+  float least[grid_samples] = {}, greatest[grid_samples] = {}, strange[grid_samples] = {};
+  for (size_t s = 0; s < n && s < grid_samples; ++s) {
     const float* x = samples + s * stride;
-    for (size_t f = 0; s < n && f < features; f += L) {
-      Vector<L> here{};
-      if (f + L <= features) {
-        here = load<L>(x + f);
-      } else {
-        for (size_t i = 0; f + i < features; ++i) here[i] = x[f + i];
-      }
-      least = here < least ? here : least;
-      greatest = here > greatest ? here : greatest;
-      strange += here * 0.0f;
+    Range<L> range, other;
+    size_t f = 0;
+    for (; f + 2 * L <= features; f += 2 * L) {
+      range.see(load<L>(x + f));
+      other.see(load<L>(x + f + L));
     }
-    float low = 0.0f, high = 0.0f, odd = 0.0f;
-    for (int i = 0; i < L; ++i) {
-      low = least[i] < low ? least[i] : low;
-      high = greatest[i] > high ? greatest[i] : high;
-      odd += strange[i];
+    for (; f < features; f += L) {
+      float rest[L] = {};
+      const size_t left = features - f < L ? features - f : L;
+      for (size_t i = 0; i < left; ++i) rest[i] = x[f + i];
+      range.see(load<L>(rest));
     }
-    put_grid(grid, s, low, high, odd);
+    range.see(other.least);
+    range.see(other.greatest);
+    range.strange += other.strange;
+    fold<L>(range, least + s, greatest + s, strange + s);
+  }
+  for (size_t s = 0; s < grid_samples; s += L) {
+    put_grid<L>(grid, s, load<L>(least + s), load<L>(greatest + s), load<L>(strange + s));
   }
 }
 
