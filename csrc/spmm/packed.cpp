@@ -68,7 +68,7 @@ void Packed::check_shape() const {
   if (shape_.rows > most || shape_.cols > most / std::max<size_t>(shape_.rows, 1)) refuse("the matrix is too large");
   if (shape_.word == Word::quad) {
     if (shape_.cols > most_quad_inputs) refuse("int8 sums at most " + std::to_string(most_quad_inputs) + " inputs");
-    if (streams_.scales == nullptr || streams_.sums == nullptr) refuse("int8 needs scales and sums");
+    if (shape_.rows > 0 && (streams_.scales == nullptr || streams_.sums == nullptr)) refuse("int8 needs scales and sums");
   }
   bool unit_fits = false;
   switch (layout_) {
