@@ -56,20 +56,26 @@ void run_one(const Program& program, uintptr_t x, uintptr_t y, size_t samples) {
   program.run(&in, &out, samples);
 }
 
+Word word_of(size_t inputs) {
+  if (inputs != 1 && inputs != 2 && inputs != 4) throw std::invalid_argument("a column has 1, 2 or 4 inputs");
+  return inputs == 4 ? Word::quad : inputs == 2 ? Word::pair : Word::single;
+}
+
 void bind_packed(nb::module_& m) {
   nb::class_<Packed>(m, "Packed")
       // The owner of the memory lives as long as this.
       .def("__init__", [](Packed* self, const KernelTable& table, nb::handle, const std::string& layout, size_t rows,
                           size_t cols, size_t unit, size_t chunk, size_t block, size_t bits, uintptr_t counts,
                           size_t counts_bytes, uintptr_t index, size_t index_bytes, uintptr_t values,
-                          size_t values_length, bool pairs) {
-             const Word word = pairs ? Word::pair : Word::single;
+                          size_t values_length, size_t inputs, uintptr_t scales, uintptr_t sums) {
+             const Word word = word_of(inputs);
              new (self) Packed(table, {layout, rows, cols, unit, chunk, block, bits, word},
                                {reinterpret_cast<const void*>(counts), counts_bytes, reinterpret_cast<const void*>(index),
-                                index_bytes, reinterpret_cast<const float*>(values), values_length});
+                                index_bytes, reinterpret_cast<const float*>(values), values_length,
+                                reinterpret_cast<const float*>(scales), reinterpret_cast<const int32_t*>(sums)});
            }, "table"_a, "owner"_a, "layout"_a, "rows"_a, "cols"_a, "unit"_a, "chunk"_a, "block"_a, "bits"_a, "counts"_a,
-           "counts_bytes"_a, "index"_a, "index_bytes"_a, "values"_a, "values_length"_a, "pairs"_a = false,
-           nb::keep_alive<1, 3>())
+           "counts_bytes"_a, "index"_a, "index_bytes"_a, "values"_a, "values_length"_a, "inputs"_a = 1,
+           "scales"_a = 0, "sums"_a = 0, nb::keep_alive<1, 3>())
       .def("run", [](std::shared_ptr<const Packed> packed, uintptr_t x, size_t n, uintptr_t y, uintptr_t bias, int activation) {
              secateur::run_linear(std::move(packed), reinterpret_cast<const float*>(x), n, reinterpret_cast<float*>(y),
                                   reinterpret_cast<const float*>(bias), activation);
@@ -94,7 +100,12 @@ void secateur::bind_program(nb::module_& m) {
                                          rounded);
            }, "weight"_a, "lanes"_a, "x"_a, "y"_a, "residual"_a.none(), "bias"_a, "activation"_a, "rounded"_a = false);
   nb::class_<ToPanel, Step>(m, "ToPanel").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
-  nb::class_<ToPairs, Step>(m, "ToPairs").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
+  nb::class_<secateur::ToGrid, Step>(m, "ToGrid").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
+  nb::class_<secateur::ToWords, Step>(m, "ToWords")
+      .def("__init__", [](secateur::ToWords* self, const KernelTable& table, size_t inputs, size_t features, size_t lanes,
+                          const Place& from, const Place& to) {
+             new (self) secateur::ToWords(table, word_of(inputs), features, lanes, from, to);
+           }, "table"_a, "inputs"_a, "features"_a, "lanes"_a, "from"_a, "to"_a);
   nb::class_<FromPanel, Step>(m, "FromPanel").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
   nb::class_<Add, Step>(m, "Add")
       .def("__init__", [](Add* self, const KernelTable& table, size_t floats, const Place& x, const Place* other,
@@ -121,4 +132,7 @@ void secateur::bind_program(nb::module_& m) {
       .def("run_one", run_one, "x"_a, "y"_a, "samples"_a)
       .def("time", time_steps, "inputs"_a, "outputs"_a, "samples"_a);
   m.def("panel_floats", &secateur::panel::floats, "features"_a, "lanes"_a);
+  m.def("words_floats", [](size_t inputs, size_t features, size_t lanes) {
+    return secateur::grid_floats(word_of(inputs), lanes) + secateur::panel::floats((features + inputs - 1) / inputs, lanes);
+  }, "inputs"_a, "features"_a, "lanes"_a);
 }

@@ -16,6 +16,7 @@ bool cpu_has(const std::string& feature) {
   if (feature == "avx512f") return __builtin_cpu_supports("avx512f");
   if (feature == "avx512bw") return __builtin_cpu_supports("avx512bw");
   if (feature == "avx512vl") return __builtin_cpu_supports("avx512vl");
+  if (feature == "avx512vnni") return __builtin_cpu_supports("avx512vnni");
   if (feature == "avx512bf16") return __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
   if (feature == "neon") return true;

@@ -6,6 +6,7 @@
 
 #include "panel.h"
 #include "scratch.h"
+#include "words.h"
 
 namespace secateur {
 namespace {
@@ -18,17 +19,6 @@ void check_lanes(size_t lanes) {
 
 void check_activation(int activation) {
   if (activation < 0 || activation >= secateur_activations) refuse("there is no such activation");
-}
-
-// The rows of a panel that hold no feature: behind every run, and behind the last feature.
-void zero_rows(float* y, size_t features, size_t first, size_t end, size_t lanes) {
-  for (size_t feature = first / panel::run * panel::run + panel::run; feature <= end; feature += panel::run) {
-    std::fill_n(y + (panel::row_of(feature) - 1) * lanes, lanes, 0.0f);
-  }
-  if (end == features) {
-    const size_t row = features == 0 ? 0 : panel::row_of(features - 1) + 1;
-    std::fill_n(y + row * lanes, (panel::rows(features) - row) * lanes + panel::slack, 0.0f);
-  }
 }
 
 // `width` features from `first` on, which begins a run, and the zeros behind each run.
@@ -44,26 +34,6 @@ void to_rows(const KernelTable& table, const float* samples, size_t n, size_t fe
     panel += taken * lanes;
     std::fill_n(panel, lanes, 0.0f);
     panel += lanes;
-  }
-}
-
-// `columns` pairs from `first` on, which begins a run, and the zeros behind each run: from row-major samples, or from a
-// panel of the same features.
-void to_pairs(const KernelTable& table, const float* x, bool rows, size_t n, size_t features, size_t lanes, size_t first,
-              size_t columns, float* pairs) {
-  constexpr size_t half = panel::run / 2;  // pairs of a run of features
-  for (size_t at = first; at < first + columns; at += half) {
-    const size_t taken = std::min(half, first + columns - at), feature = 2 * at;
-    const size_t width = std::min(2 * taken, features - feature);
-    if (rows) {
-      table.bf16_from_samples(x + feature, n, features, width, lanes, pairs);
-    } else {
-      table.bf16_from_panel(x + panel::row_of(feature) * lanes, width, lanes, pairs);
-    }
-    pairs += taken * lanes;
-    if ((at + taken - first) % panel::run != 0 && at + taken < first + columns) continue;
-    std::fill_n(pairs, lanes, 0.0f);
-    pairs += lanes;
   }
 }
 
@@ -90,13 +60,13 @@ Linear::Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Plac
       y_(y),
       residual_(residual == nullptr ? Place{} : *residual),
       has_residual_(residual != nullptr),
-      ready_(x.where == Place::arena && rounded == (weight_->word() == Word::pair)),
+      ready_(x.where == Place::arena && rounded == (weight_->word() != Word::single)),
       activation_(activation) {
   check_lanes(lanes);
   check_activation(activation);
   if (lanes == 1 ? !weight_->runs_single() : !weight_->runs_panels()) refuse("this layout does not run at these lanes");
   if (x.where == Place::output || y.where == Place::input) refuse("a step reads inputs and writes outputs");
-  if (rounded && !ready_) refuse("only weights in pairs read pairs, from the arena");
+  if (rounded && !ready_) refuse("only weights in words read words, from the arena");
   if (has_residual_ && (residual->where != Place::arena || y.where != Place::arena)) refuse("residuals lie in the arena");
   if (bias == nullptr) return;
   const size_t rows = weight_->rows();
@@ -110,27 +80,38 @@ void Linear::run(const Frame& frame, size_t piece) const {
   const size_t chunks = weight_->chunks();
   if (ready_) {
     float* const y = y_.where == Place::arena ? frame.arena + y_.at : scratch(sums());
-    return chunks == 0 ? zero_rows(y, 0, 0, 0, lanes_) : run_chunk(frame, piece, frame.arena + x_.at, nullptr, y);
+    if (chunks == 0) return zero_rows(y, 0, 0, 0, lanes_);
+    float* const memory = frame.arena + x_.at;
+    const secateur_grid grid = grid_at(memory, lanes_);
+    return run_chunk(frame, piece, memory + grid_floats(weight_->word(), lanes_), nullptr, grid, y);
   }
   // Several chunks share the panel of all slices; a single one turns each slice just before its use, into the same memory.
   const bool shared = chunks > 1;
   const size_t columns = shared ? weight_->columns() : weight_->columns_of(0);
   const size_t x_floats = panel::columns(columns) * lanes_ + panel::tile * lanes_ + panel::slack;
-  float* const memory = scratch(x_floats + sums());
+  const size_t front = grid_floats(weight_->word(), lanes_);
+  float* const before = scratch(front + x_floats + sums());
+  float* const memory = before + front;
   float* const y = y_.where == Place::arena ? frame.arena + y_.at : memory + x_floats;
-  if (shared) fetch(frame, 0, columns, memory);
+  const secateur_grid grid = grid_at(before, lanes_);
+  for (size_t part = 0; weight_->word() == Word::quad && part < grid_parts(lanes_); ++part) {
+    measure_grid(weight_->table(), source(frame), part, grid);
+  }
+  if (shared) fetch(frame, 0, columns, grid, memory);
   if (chunks == 0) zero_rows(y, 0, 0, 0, lanes_);
-  for (size_t chunk = 0; chunk < chunks; ++chunk) run_chunk(frame, chunk, memory, shared ? nullptr : memory, y);
+  for (size_t chunk = 0; chunk < chunks; ++chunk) run_chunk(frame, chunk, memory, shared ? nullptr : memory, grid, y);
+}
+
+Source Linear::source(const Frame& frame) const {
+  return {x_.read(frame), x_.where == Place::input, frame.samples, weight_->cols(), lanes_};
 }
 
 // Columns of x as the kernel reads them, and what a window may read behind them.
-void Linear::fetch(const Frame& frame, size_t first, size_t columns, float* panel) const {
-  const bool rows = x_.where == Place::input;
-  const float* const x = rows ? frame.inputs[x_.at] : frame.arena + x_.at;
-  if (weight_->word() == Word::pair) {
-    to_pairs(weight_->table(), x, rows, frame.samples, weight_->cols(), lanes_, first, columns, panel);
+void Linear::fetch(const Frame& frame, size_t first, size_t columns, const secateur_grid& grid, float* panel) const {
+  if (weight_->word() == Word::single) {
+    to_rows(weight_->table(), x_.read(frame), frame.samples, weight_->cols(), lanes_, first, columns, panel);
   } else {
-    to_rows(weight_->table(), x, frame.samples, weight_->cols(), lanes_, first, columns, panel);
+    to_words(weight_->table(), weight_->word(), source(frame), first, columns, grid, panel);
   }
   std::fill_n(panel + panel::columns(columns) * lanes_, panel::slack, 0.0f);
 }
@@ -142,26 +123,25 @@ size_t Linear::sums() const {
 
 // `slice`: memory for one K-block of x where x is not a panel yet. `y` is the whole value, or where y is an output, memory
 // for one chunk.
-void Linear::run_chunk(const Frame& frame, size_t chunk, const float* x, float* slice, float* y) const {
+void Linear::run_chunk(const Frame& frame, size_t chunk, const float* x, float* slice, const secateur_grid& grid,
+                       float* y) const {
   const size_t first = weight_->first_of(chunk), rows = weight_->rows_of(chunk), row = panel::row_of(first);
   const bool inside = y_.where == Place::arena;
-  if (inside) {
-    zero_rows(y, weight_->rows(), first, first + rows, lanes_);
-    y += row * lanes_;
-  } else {
-    zero_rows(y, rows, 0, rows, lanes_);
-  }
+  float* const value = y;
+  if (inside) y += row * lanes_;
   const Operands operands{x, y, bias_.empty() ? nullptr : bias_.data() + row,
-                          has_residual_ ? frame.arena + residual_.at + row * lanes_ : nullptr, lanes_, activation_};
+                          has_residual_ ? frame.arena + residual_.at + row * lanes_ : nullptr, lanes_, activation_, &grid};
   for (size_t k = 0; k < weight_->k_blocks(); ++k) {
     Operands here = operands;
     if (slice != nullptr) {
-      fetch(frame, weight_->column_of(k), weight_->columns_of(k), slice);
+      fetch(frame, weight_->column_of(k), weight_->columns_of(k), grid, slice);
     } else {
       here.x = x + panel::row_of(weight_->column_of(k)) * lanes_;
     }
     weight_->run(chunk, k, here);
   }
+  // Last: a kernel writes whole groups, and what it makes of rows that are not there may be NaN.
+  inside ? zero_rows(value, weight_->rows(), first, first + rows, lanes_) : zero_rows(y, rows, 0, rows, lanes_);
   if (!inside) from_rows(weight_->table(), y, frame.samples, weight_->rows(), lanes_, first, rows, frame.outputs[y_.at]);
 }
 
@@ -192,23 +172,6 @@ void ToPanel::run(const Frame& frame, size_t piece) const {
     to_rows(table_, frame.inputs[from_.at], frame.samples, features_, lanes_, first, width, panel + panel::row_of(first) * lanes_);
   }
   if (first + width == features_) zero_rows(panel, features_, first, features_, lanes_);
-}
-
-ToPairs::ToPairs(const KernelTable& table, size_t features, size_t lanes, Place from, Place to)
-    : table_(table), features_(features), lanes_(lanes), from_(from), to_(to) {
-  check_lanes(lanes);
-  if (from.where == Place::output || to.where != Place::arena) refuse("to_pairs goes from an input or the arena to the arena");
-}
-
-size_t ToPairs::pieces() const { return std::max<size_t>(1, panel::runs((features_ + 1) / 2)); }
-
-void ToPairs::run(const Frame& frame, size_t piece) const {
-  const bool rows = from_.where == Place::input;
-  const size_t columns = (features_ + 1) / 2, first = piece * panel::run, width = std::min(panel::run, columns - first);
-  float* const pairs = frame.arena + to_.at;
-  to_pairs(table_, from_.read(frame), rows, frame.samples, features_, lanes_, first, width,
-           pairs + panel::row_of(first) * lanes_);
-  if (first + width == columns) zero_rows(pairs, columns, first, columns, lanes_);
 }
 
 FromPanel::FromPanel(const KernelTable& table, size_t features, size_t lanes, Place from, Place to)

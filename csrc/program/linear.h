@@ -6,14 +6,15 @@
 
 #include "../spmm/packed.h"
 #include "step.h"
+#include "words.h"
 
 namespace secateur {
 
 // Where x is an input, its rows are turned to panels slice by slice, just before they are read, and never leave the first
-// cache, and so is a panel rounded to pairs; where y is an output, a chunk of rows is turned back as soon as it is done.
+// cache, and so is a panel turned to words; where y is an output, a chunk of rows is turned back as soon as it is done.
 class Linear : public Step {
  public:
-  // bias: one per row of the weight, copied, or null. rounded: x is a panel of pairs already. Throws
+  // bias: one per row of the weight, copied, or null. rounded: x is a panel of words already. Throws
   // std::invalid_argument.
   Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Place y, const Place* residual, const float* bias,
          int activation, bool rounded = false);
@@ -22,8 +23,9 @@ class Linear : public Step {
 
  private:
   size_t sums() const;
-  void fetch(const Frame& frame, size_t first, size_t columns, float* panel) const;
-  void run_chunk(const Frame& frame, size_t chunk, const float* x, float* slice, float* y) const;
+  Source source(const Frame& frame) const;
+  void fetch(const Frame& frame, size_t first, size_t columns, const secateur_grid& grid, float* panel) const;
+  void run_chunk(const Frame& frame, size_t chunk, const float* x, float* slice, const secateur_grid& grid, float* y) const;
 
   std::shared_ptr<const Packed> weight_;
   size_t lanes_;
@@ -41,19 +43,6 @@ void run_linear(std::shared_ptr<const Packed> weight, const float* x, size_t n, 
 class ToPanel : public Step {
  public:
   ToPanel(const KernelTable& table, size_t features, size_t lanes, Place from, Place to);
-  size_t pieces() const override;
-  void run(const Frame& frame, size_t piece) const override;
-
- private:
-  const KernelTable& table_;
-  size_t features_, lanes_;
-  Place from_, to_;
-};
-
-// Row-major samples, or a panel, to a panel of pairs in bf16: for the steps that share it.
-class ToPairs : public Step {
- public:
-  ToPairs(const KernelTable& table, size_t features, size_t lanes, Place from, Place to);
   size_t pieces() const override;
   void run(const Frame& frame, size_t piece) const override;
 

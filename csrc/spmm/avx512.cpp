@@ -17,4 +17,4 @@ struct MaskedSingles {
 
 }  // namespace
 
-SECATEUR_SPMM(avx512, 16, 4, Square, ell_permuted<MaskedSingles>)
+SECATEUR_SPMM(avx512, 16, 4, Square, (ell_permuted<Singles, MaskedSingles>))

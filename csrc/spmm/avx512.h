@@ -41,7 +41,7 @@ struct Square {
 
 // One step: 16 rows, each at its own column of a window of 32 floats. A row without a weight here takes no part, so that
 // its padding never meets an activation. (Leaving the padding out of the stream, by vexpandps, takes half as long again.)
-template <typename Math>
+template <typename Masked>
 inline __m512 ell_step(__m512 sum, const uint8_t* record, const float* value, const float* x) {
   uint16_t base;
   memcpy(&base, record, sizeof base);
@@ -50,32 +50,33 @@ inline __m512 ell_step(__m512 sum, const uint8_t* record, const float* value, co
   const __m512 low = _mm512_loadu_ps(x + base);
   const __m512 high = _mm512_loadu_ps(x + base + 16);
   const __m512 taken = _mm512_permutex2var_ps(low, _mm512_cvtepu8_epi32(at), high);
-  return Math::add_where(there, sum, _mm512_loadu_ps(value), taken);
+  return Masked::add_where(there, sum, _mm512_loadu_ps(value), taken);
 }
 
-template <typename Math>
+template <typename Math, typename Masked>
 inline void ell_permuted(const secateur_stream* stream, const secateur_panel* panel) {
   const uint32_t* counts = static_cast<const uint32_t*>(stream->counts);
   const uint8_t* record = static_cast<const uint8_t*>(stream->index);
   const float* value = stream->values;
   for (size_t slice = 0; slice < stream->groups; ++slice) {
     float start[16];
-    begin_single(*panel, 16 * slice, 16, start);
+    begin_single<Math>(*panel, 16 * slice, 16, start);
     __m512 sums[4] = {_mm512_loadu_ps(start)};
     const size_t steps = counts[slice];
     size_t i = 0;
     for (; i + 4 <= steps; i += 4) {
 #pragma GCC unroll 4
       for (size_t s = 0; s < 4; ++s) {
-        sums[s] = ell_step<Math>(sums[s], record + (i + s) * ell_record, value + (i + s) * 16, panel->x);
+        sums[s] = ell_step<Masked>(sums[s], record + (i + s) * ell_record, value + (i + s) * 16, panel->x);
       }
     }
-    for (; i < steps; ++i) sums[0] = ell_step<Math>(sums[0], record + i * ell_record, value + i * 16, panel->x);
-    _mm512_storeu_ps(panel->y + 16 * slice, _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+    for (; i < steps; ++i) sums[0] = ell_step<Masked>(sums[0], record + i * ell_record, value + i * 16, panel->x);
+    const __m512 halves[2] = {Math::plus(sums[0], sums[1]), Math::plus(sums[2], sums[3])};
+    _mm512_storeu_ps(panel->y + 16 * slice, Math::plus(halves[0], halves[1]));
     record += steps * ell_record;
     value += steps * 16;
   }
-  finish_single<16>(*panel, 16 * stream->groups);
+  finish_single<Math, 16>(*panel, 16 * stream->groups);
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-#include "vectors.h"
+#include "words.h"
 
 namespace {
 
@@ -24,21 +24,21 @@ SECATEUR_INLINE float high_of(uint32_t word) {
 }
 
 struct Pairs {
+  static constexpr bool whole = false;
+
+  template <typename Sum>
+  static SECATEUR_INLINE Sum plus(Sum a, Sum b) {
+    return a + b;
+  }
+
   template <int L>
   static SECATEUR_INLINE Vector<L> splat(const float* word) {
-    typedef typename Floats<L>::ints Ints;
-    int32_t bits;
-    memcpy(&bits, word, sizeof bits);
-    return (Vector<L>)(bits - Ints{});
+    return splat_word<L>(word);
   }
 
   template <int L>
   static SECATEUR_INLINE void splat4(const float* words, Vector<L> (&out)[4]) {
-#if defined(__AVX512F__)
-    if constexpr (L == 16) return ::splat4<L>(words, out);  // moves bits
-#endif
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) out[i] = splat<L>(words + i);
+    splat_words<L>(words, out);
   }
 
   template <int L>

@@ -1,4 +1,4 @@
-// What a sparse matrix kernel is: plain functions on raw memory, one thread, float32 or pairs of bf16.
+// What a sparse matrix kernel is: plain functions on raw memory, one thread, float32, pairs of bf16 or quads of int8.
 //
 // y = W x, one K-block (a run of input columns) after the other. Activations are feature-major panels x[K][width] with a
 // width of 16, 32 or 64 samples, or one sample x[K]. Weights are streams that the kernel reads from front to back:
@@ -43,6 +43,12 @@ typedef struct {
   int first;          // the first K-block starts from bias + residual, later ones from y
   int last;           // the last K-block applies the activation
   int activation;
+  // Of int8 alone. y holds sums (int32) between K-blocks, and bias and residual come in after the last one:
+  // y = scale[row] * step[sample] * (sum - zero[sample] * sums[row]) + bias[row] + residual
+  const float* scales;   // what 1 is in the weights of each row of y
+  const int32_t* sums;   // of the weights of each row
+  const float* steps;    // what 1 is in each sample of x
+  const int32_t* zeros;  // what 0 is there
 } secateur_panel;
 
 typedef void spmm_fn(const secateur_stream* stream, const secateur_panel* panel);
@@ -93,6 +99,38 @@ typedef void bf16_from_panel_fn(const float* panel, size_t features, size_t widt
 
 // `features` columns of samples[n][stride] (n <= width) to such pairs; samples that are not there become 0.
 typedef void bf16_from_samples_fn(const float* samples, size_t n, size_t stride, size_t features, size_t width, float* pairs);
+
+// The same in int8: a column is four neighbouring inputs, a value of a weight four signed and one of x four unsigned bytes
+// (int8.h); sums are exact.
+typedef spmm_fn int8_spmm_rows8_fn;
+typedef spmm_fn int8_spmm_rows16_fn;
+typedef spmm_fn int8_spmm_even8_fn;
+typedef spmm_fn int8_spmm_even16_fn;
+typedef spmm_fn int8_spmm_csr_fn;
+typedef spmm_fn int8_spmm_blocks8_fn;
+typedef spmm_fn int8_spmm_blocks16_fn;
+typedef spmm_fn int8_spmv_ell_fn;
+typedef spmm_fn int8_spmv_csr_fn;
+typedef spmm_fn int8_spmv_blocks8_fn;
+typedef spmm_fn int8_spmv_blocks16_fn;
+
+// How the numbers of each sample become bytes: byte = round(x * inverse) + zero, from 0 to 255, and x = step * (byte - zero).
+// A step of NaN tells a sample that holds NaN or infinity.
+typedef struct {
+  float* steps;
+  float* inverses;
+  int32_t* zeros;
+} secateur_grid;
+
+// Of up to 16 samples, from least and greatest of x and 0: those of a panel[rows][width] of 16 samples and more (rows of
+// zeros may be among them), and those of samples[n][stride].
+typedef void int8_grid_of_panel_fn(const float* panel, size_t rows, size_t width, const secateur_grid* grid);
+typedef void int8_grid_of_samples_fn(const float* samples, size_t n, size_t stride, size_t features, const secateur_grid* grid);
+
+// As bf16_from_panel and bf16_from_samples, to quads[features / 4][width]; features that are missing become 0.
+typedef void int8_from_panel_fn(const float* panel, size_t features, size_t width, const secateur_grid* grid, float* quads);
+typedef void int8_from_samples_fn(const float* samples, size_t n, size_t stride, size_t features, size_t width,
+                                  const secateur_grid* grid, float* quads);
 
 // `features` columns of samples[n][stride] (n <= width) to panel[features][width]; samples that are not there become 0.
 typedef void to_panel_fn(const float* samples, size_t n, size_t stride, size_t features, size_t width, float* panel);

@@ -14,6 +14,7 @@ constexpr size_t ell_record = 18;
 constexpr uint8_t ell_nothing = 128;
 constexpr size_t patterns = 15;
 constexpr size_t even_header = 5;
+constexpr size_t most_quad_inputs = ((size_t(1) << 31) - 1) / (127 * 255);  // more could leave int32
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("packed weights: " + what); }
 
@@ -29,6 +30,7 @@ Packed::Packed(const KernelTable& table, const Shape& shape, const Streams& stre
   choose_kernels();
   check_shape();
   walk();
+  spread_rows();
 }
 
 void Packed::choose_kernels() {
@@ -36,21 +38,25 @@ void Packed::choose_kernels() {
   const KernelTable& t = table_;
   if (shape_.layout == "rows") {
     layout_ = Layout::rows;
-    panel_kernel_ = bytes ? kernel(t.spmm_rows8, t.bf16_spmm_rows8) : kernel(t.spmm_rows16, t.bf16_spmm_rows16);
+    panel_kernel_ = bytes ? kernel(t.spmm_rows8, t.bf16_spmm_rows8, t.int8_spmm_rows8)
+                          : kernel(t.spmm_rows16, t.bf16_spmm_rows16, t.int8_spmm_rows16);
   } else if (shape_.layout == "even") {
     layout_ = Layout::even;
-    panel_kernel_ = bytes ? kernel(t.spmm_even8, t.bf16_spmm_even8) : kernel(t.spmm_even16, t.bf16_spmm_even16);
+    panel_kernel_ = bytes ? kernel(t.spmm_even8, t.bf16_spmm_even8, t.int8_spmm_even8)
+                          : kernel(t.spmm_even16, t.bf16_spmm_even16, t.int8_spmm_even16);
   } else if (shape_.layout == "csr") {
     layout_ = Layout::csr;
-    panel_kernel_ = kernel(t.spmm_csr, t.bf16_spmm_csr);
-    single_kernel_ = kernel(t.spmv_csr, t.bf16_spmv_csr);
+    panel_kernel_ = kernel(t.spmm_csr, t.bf16_spmm_csr, t.int8_spmm_csr);
+    single_kernel_ = kernel(t.spmv_csr, t.bf16_spmv_csr, t.int8_spmv_csr);
   } else if (shape_.layout == "blocks") {
     layout_ = Layout::blocks;
-    panel_kernel_ = bytes ? kernel(t.spmm_blocks8, t.bf16_spmm_blocks8) : kernel(t.spmm_blocks16, t.bf16_spmm_blocks16);
-    single_kernel_ = bytes ? kernel(t.spmv_blocks8, t.bf16_spmv_blocks8) : kernel(t.spmv_blocks16, t.bf16_spmv_blocks16);
+    panel_kernel_ = bytes ? kernel(t.spmm_blocks8, t.bf16_spmm_blocks8, t.int8_spmm_blocks8)
+                          : kernel(t.spmm_blocks16, t.bf16_spmm_blocks16, t.int8_spmm_blocks16);
+    single_kernel_ = bytes ? kernel(t.spmv_blocks8, t.bf16_spmv_blocks8, t.int8_spmv_blocks8)
+                           : kernel(t.spmv_blocks16, t.bf16_spmv_blocks16, t.int8_spmv_blocks16);
   } else if (shape_.layout == "ell") {
     layout_ = Layout::ell;
-    single_kernel_ = kernel(t.spmv_ell, t.bf16_spmv_ell);
+    single_kernel_ = kernel(t.spmv_ell, t.bf16_spmv_ell, t.int8_spmv_ell);
   } else {
     refuse("layout '" + shape_.layout + "' is none of rows, even, csr, blocks, ell");
   }
@@ -60,6 +66,10 @@ void Packed::check_shape() const {
   constexpr size_t most = size_t(1) << 40;  // products of two lengths must not wrap around
   const size_t unit = shape_.unit, bits = shape_.bits;
   if (shape_.rows > most || shape_.cols > most / std::max<size_t>(shape_.rows, 1)) refuse("the matrix is too large");
+  if (shape_.word == Word::quad) {
+    if (shape_.cols > most_quad_inputs) refuse("int8 sums at most " + std::to_string(most_quad_inputs) + " inputs");
+    if (shape_.rows > 0 && (streams_.scales == nullptr || streams_.sums == nullptr)) refuse("int8 needs scales and sums");
+  }
   bool unit_fits = false;
   switch (layout_) {
     case Layout::rows:
@@ -76,6 +86,16 @@ void Packed::check_shape() const {
   }
   if (shape_.chunk < 1 || shape_.chunk % panel::run != 0 || panel::row_of(shape_.chunk) > 65535) {
     refuse("chunks of " + std::to_string(shape_.chunk) + " rows do not fit");
+  }
+}
+
+void Packed::spread_rows() {
+  if (shape_.word != Word::quad) return;
+  scales_.assign(panel::rows(shape_.rows), 0.0f);
+  sums_.assign(scales_.size(), 0);
+  for (size_t row = 0; row < shape_.rows; ++row) {
+    scales_[panel::row_of(row)] = streams_.scales[row];
+    sums_[panel::row_of(row)] = streams_.sums[row];
   }
 }
 
@@ -182,6 +202,7 @@ void Packed::walk_ell(size_t groups, size_t width) {
 
 void Packed::run(size_t chunk, size_t k, const Operands& operands) const {
   const size_t at = chunk * k_blocks() + k;
+  const bool quads = shape_.word == Word::quad;
   spmm_fn* const kernel = operands.lanes == 1 ? single_kernel_ : panel_kernel_;
   for (size_t i = pieces_from_[at]; i < pieces_from_[at + 1]; ++i) {
     const Piece& piece = pieces_[i];
@@ -195,7 +216,11 @@ void Packed::run(size_t chunk, size_t k, const Operands& operands) const {
                                operands.lanes,
                                k == 0,
                                k + 1 == k_blocks(),
-                               operands.activation};
+                               operands.activation,
+                               quads ? scales_.data() + panel::row_of(piece.first) : nullptr,
+                               quads ? sums_.data() + panel::row_of(piece.first) : nullptr,
+                               quads ? operands.grid->steps : nullptr,
+                               quads ? operands.grid->zeros : nullptr};
     kernel(&stream, &operand);
   }
 }

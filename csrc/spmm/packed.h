@@ -10,8 +10,11 @@
 
 namespace secateur {
 
-// What a word of the values and of the panel is: a float, or two neighbouring inputs in bf16.
-enum class Word { single, pair };
+// What a word of the values and of the panel is: a float, or two neighbouring inputs in bf16, or four in int8.
+enum class Word { single, pair, quad };
+
+// Inputs of a word.
+constexpr size_t inputs_of(Word word) { return word == Word::quad ? 4 : word == Word::pair ? 2 : 1; }
 
 // The memory belongs to the caller and must stay as it was when it was checked.
 struct Streams {
@@ -21,6 +24,9 @@ struct Streams {
   size_t index_bytes;
   const float* values;  // words of 32 bits
   size_t values_length;
+  // Of quads, one per row, else null: what 1 is in its weights, and their sum.
+  const float* scales = nullptr;
+  const int32_t* sums = nullptr;
 };
 
 struct Shape {
@@ -28,7 +34,7 @@ struct Shape {
   size_t rows, cols;   // features
   size_t unit;         // rows of a group
   size_t chunk;        // rows of a chunk: whole runs (program/panel.h)
-  size_t block;        // columns of a K-block, features or pairs of them: whole runs
+  size_t block;        // columns of a K-block, words: whole runs
   size_t bits;         // of an index: 8 or 16
   Word word = Word::single;
 };
@@ -41,6 +47,7 @@ struct Operands {
   const float* residual;  // as y, or null
   size_t lanes;           // 1, 16, 32, 64
   int activation;
+  const secateur_grid* grid = nullptr;  // of the samples of x, where they are quads
 };
 
 class Packed {
@@ -59,7 +66,7 @@ class Packed {
   size_t first_of(size_t chunk) const { return chunk * shape_.chunk; }
   size_t rows_of(size_t chunk) const;
   Word word() const { return shape_.word; }
-  size_t columns() const { return shape_.word == Word::pair ? (shape_.cols + 1) / 2 : shape_.cols; }
+  size_t columns() const { return (shape_.cols + inputs_of(shape_.word) - 1) / inputs_of(shape_.word); }
   size_t k_blocks() const;
   size_t column_of(size_t k_block) const { return k_block * shape_.block; }
   size_t columns_of(size_t k_block) const;
@@ -79,7 +86,10 @@ class Packed {
   };
 
   void choose_kernels();
-  spmm_fn* kernel(spmm_fn* singles, spmm_fn* pairs) const { return shape_.word == Word::pair ? pairs : singles; }
+  spmm_fn* kernel(spmm_fn* singles, spmm_fn* pairs, spmm_fn* quads) const {
+    return shape_.word == Word::quad ? quads : shape_.word == Word::pair ? pairs : singles;
+  }
+  void spread_rows();
   void check_shape() const;
   void walk();
   void walk_piece(size_t first, size_t rows, size_t width);
@@ -98,6 +108,8 @@ class Packed {
   Streams streams_;
   std::vector<Piece> pieces_;
   std::vector<size_t> pieces_from_;  // [chunk * K-blocks + K-block] -> its first piece, and one more at the end
+  std::vector<float> scales_;        // as the rows of a panel
+  std::vector<int32_t> sums_;
   size_t counts_at_ = 0, index_at_ = 0, values_at_ = 0;  // how far the check has walked: bytes, bytes, floats
   spmm_fn* panel_kernel_ = nullptr;
   spmm_fn* single_kernel_ = nullptr;

@@ -1,7 +1,8 @@
 // The sparse kernels for panels of 16, 32 and 64 samples, as templates over a vector of `L` floats (GCC and Clang vector
 // extensions). A tile of 4 rows and V vectors of samples lives in registers while its weights stream by; a weight is
 // broadcast once for V products, and a loaded activation serves every row of its column's pattern.
-// A weight and an activation are words of 32 bits: what they mean, Math says (vectors.h: float32; bf16.h: pairs of bf16).
+// A weight and an activation are words of 32 bits: what they mean, Math says (vectors.h: float32; bf16.h: pairs of bf16;
+// int8.h: quads of int8, whose sums become floats after the last K-block).
 // The anonymous namespace gives each including file its own copy, compiled with its own flags and never merged.
 #pragma once
 
@@ -29,11 +30,16 @@ struct Named {
 };
 
 // What the tile starts from: y of the K-blocks before, or bias and residual.
-template <size_t W, int L, int R, int V, typename Rows>
+template <typename Math, size_t W, int L, int R, int V, typename Rows>
 SECATEUR_INLINE void begin_tile(Tile<L, R, V>& tile, const secateur_panel& panel, Rows rows, size_t column) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     const float* y = panel.y + rows.at(r) * W + column;
+    if constexpr (Math::whole) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) tile.at[r][v] = panel.first ? Vector<L>{} : load<L>(y + L * v);
+      continue;
+    }
     const float bias = panel.bias != nullptr ? panel.bias[rows.at(r)] : 0.0f;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) tile.at[r][v] = panel.first ? splat<L>(bias) : load<L>(y + L * v);
@@ -50,8 +56,11 @@ __attribute__((noinline)) void activate_run(float* y, size_t n, int activation) 
   for (size_t i = 0; i < n; i += L) store<L>(y + i, activate<L>(load<L>(y + i), activation));
 }
 
-template <size_t W, int L, int R, int V, typename Rows>
+template <typename Math, size_t W, int L, int R, int V, typename Rows>
 SECATEUR_INLINE void end_tile(Tile<L, R, V>& tile, const secateur_panel& panel, Rows rows, size_t column) {
+  if constexpr (Math::whole) {
+    if (panel.last) Math::template finish<W>(tile, panel, rows, column);
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     float* y = panel.y + rows.at(r) * W + column;
@@ -105,9 +114,9 @@ void rows_of_width(const secateur_stream& stream, const secateur_panel& panel) {
       index = index_here;
       value = value_here;
       Tile<L, 4, V> tile;
-      begin_tile<W>(tile, panel, Run{4 * group}, column);
+      begin_tile<Math, W>(tile, panel, Run{4 * group}, column);
       run_patterns<Math, 1, L, V, W>(tile, counts, panel.x + column, index, value);
-      end_tile<W>(tile, panel, Run{4 * group}, column);
+      end_tile<Math, W>(tile, panel, Run{4 * group}, column);
     }
   }
 }
@@ -138,7 +147,7 @@ void even_of_width(const secateur_stream& stream, const secateur_panel& panel) {
     for (size_t column = 0; column < W; column += L * V) {
       const float* x = panel.x + column;
       Tile<L, 4, V> tile;
-      begin_tile<W>(tile, panel, rows, column);
+      begin_tile<Math, W>(tile, panel, rows, column);
       for (size_t i = 0; i < 4 * n; i += 4) {
         Vector<L> weights[4];
         Math::template splat4<L>(value + i, weights);
@@ -153,7 +162,7 @@ void even_of_width(const secateur_stream& stream, const secateur_panel& panel) {
           }
         }
       }
-      end_tile<W>(tile, panel, rows, column);
+      end_tile<Math, W>(tile, panel, rows, column);
     }
     index += 4 * n;
     value += 4 * n;
@@ -171,7 +180,7 @@ void csr_of_width(const secateur_stream& stream, const secateur_panel& panel) {
     for (size_t column = 0; column < W; column += L * V) {
       const float* x = panel.x + column;
       Tile<L, 1, V> tile;
-      begin_tile<W>(tile, panel, Run{row}, column);
+      begin_tile<Math, W>(tile, panel, Run{row}, column);
       Tile<L, S, V> sums{};
       size_t i = 0;
       for (; i + S <= n; i += S) {
@@ -194,9 +203,9 @@ void csr_of_width(const secateur_stream& stream, const secateur_panel& panel) {
 #pragma GCC unroll 4
       for (int s = 0; s < S; ++s) {
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) tile.at[0][v] += sums.at[s][v];
+        for (int v = 0; v < V; ++v) tile.at[0][v] = Math::plus(tile.at[0][v], sums.at[s][v]);
       }
-      end_tile<W>(tile, panel, Run{row}, column);
+      end_tile<Math, W>(tile, panel, Run{row}, column);
     }
     index += n;
     value += n;
@@ -232,7 +241,7 @@ void blocks_of_width(const secateur_stream& stream, const secateur_panel& panel)
         const float* x = panel.x + column;
         const float* weights = value + part;
         Tile<L, 4, V> tile;
-        begin_tile<W>(tile, panel, Run{group * unit + part}, column);
+        begin_tile<Math, W>(tile, panel, Run{group * unit + part}, column);
         size_t i = 0;
         if constexpr (V == 1) {
           Tile<L, 4, V> other{};
@@ -241,10 +250,10 @@ void blocks_of_width(const secateur_stream& stream, const secateur_panel& panel)
             add_column<Math, L, V>(other, x + size_t(index[i + 1]) * W, weights + unit);
           }
 #pragma GCC unroll 4
-          for (int r = 0; r < 4; ++r) tile.at[r][0] += other.at[r][0];
+          for (int r = 0; r < 4; ++r) tile.at[r][0] = Math::plus(tile.at[r][0], other.at[r][0]);
         }
         for (; i < n; ++i, weights += unit) add_column<Math, L, V>(tile, x + size_t(index[i]) * W, weights);
-        end_tile<W>(tile, panel, Run{group * unit + part}, column);
+        end_tile<Math, W>(tile, panel, Run{group * unit + part}, column);
       }
     }
     index += n;

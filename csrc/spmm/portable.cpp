@@ -1,6 +1,7 @@
 // The reference: vectors of 4 floats, which the compiler turns into whatever the machine has.
 #include "bf16_entries.h"
 #include "entries.h"
+#include "int8_entries.h"
 
 namespace {
 
@@ -17,3 +18,4 @@ struct Square {
 
 SECATEUR_SPMM(portable, 4, 2, Square, (ell_single<Singles, 4>))
 SECATEUR_BF16(portable, 4, 2, panel_to_pairs_plain, samples_to_pairs_plain, (ell_single<Pairs, 4>))
+SECATEUR_INT8(portable, 4, 2, panel_to_quads_plain, samples_to_quads_plain, (ell_single<Quads, 4>))

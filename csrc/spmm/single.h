@@ -5,16 +5,24 @@
 
 namespace {
 
+template <typename Math>
 SECATEUR_INLINE void begin_single(const secateur_panel& panel, size_t row, size_t n, float* sums) {
   for (size_t r = 0; r < n; ++r) {
+    if constexpr (Math::whole) {
+      sums[r] = panel.first ? 0.0f : panel.y[row + r];
+      continue;
+    }
     sums[r] = !panel.first ? panel.y[row + r] : panel.bias != nullptr ? panel.bias[row + r] : 0.0f;
     if (panel.first && panel.residual != nullptr) sums[r] += panel.residual[row + r];
   }
 }
 
 // All rows at the end of the last K-block; y is padded to a multiple of 16.
-template <int L>
+template <typename Math, int L>
 SECATEUR_INLINE void finish_single(const secateur_panel& panel, size_t rows) {
+  if constexpr (Math::whole) {
+    if (panel.last) Math::template finish_rows<L>(panel, rows);
+  }
   if (!panel.last || panel.activation == secateur_none) return;
   for (size_t r = 0; r < rows; r += L) store<L>(panel.y + r, activate<L>(load<L>(panel.y + r), panel.activation));
 }
@@ -28,7 +36,7 @@ SECATEUR_INLINE void csr_single(const secateur_stream* stream, const secateur_pa
   for (size_t row = 0; row < stream->groups; ++row) {
     const size_t n = counts[row];
     float sums[4];
-    begin_single(*panel, row, 1, sums);
+    begin_single<Math>(*panel, row, 1, sums);
     sums[1] = sums[2] = sums[3] = 0.0f;
     size_t i = 0;
     for (; i + 4 <= n; i += 4) {
@@ -36,11 +44,11 @@ SECATEUR_INLINE void csr_single(const secateur_stream* stream, const secateur_pa
       for (size_t s = 0; s < 4; ++s) sums[s] = Math::add_one(sums[s], value + i + s, x + index[i + s]);
     }
     for (; i < n; ++i) sums[i & 3] = Math::add_one(sums[i & 3], value + i, x + index[i]);
-    panel->y[row] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    panel->y[row] = Math::plus(Math::plus(sums[0], sums[1]), Math::plus(sums[2], sums[3]));
     index += n;
     value += n;
   }
-  finish_single<L>(*panel, stream->groups);
+  finish_single<Math, L>(*panel, stream->groups);
 }
 
 // B rows, four columns at a time, each with sums of its own.
@@ -54,7 +62,7 @@ SECATEUR_INLINE void blocks_single_of(const secateur_stream& stream, const secat
   for (size_t group = 0; group < stream.groups; ++group) {
     const size_t n = counts[group];
     float start[B];
-    begin_single(panel, group * B, B, start);
+    begin_single<Math>(panel, group * B, B, start);
     Vector<W> sums[4][V];
     for (int v = 0; v < V; ++v) {
       sums[0][v] = load<W>(start + W * v);
@@ -78,11 +86,12 @@ SECATEUR_INLINE void blocks_single_of(const secateur_stream& stream, const secat
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      store<W>(panel.y + group * B + size_t(W * v), (sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v]));
+      const Vector<W> halves[2] = {Math::plus(sums[0][v], sums[1][v]), Math::plus(sums[2][v], sums[3][v])};
+      store<W>(panel.y + group * B + size_t(W * v), Math::plus(halves[0], halves[1]));
     }
     index += n;
   }
-  finish_single<L>(panel, stream.groups * B);
+  finish_single<Math, L>(panel, stream.groups * B);
 }
 
 template <typename Math, int L, typename Index>
@@ -104,7 +113,7 @@ SECATEUR_INLINE void ell_single(const secateur_stream* stream, const secateur_pa
   const float* value = stream->values;
   for (size_t slice = 0; slice < stream->groups; ++slice) {
     float sums[16];
-    begin_single(*panel, 16 * slice, 16, sums);
+    begin_single<Math>(*panel, 16 * slice, 16, sums);
     for (size_t step = 0; step < counts[slice]; ++step, record += ell_record, value += 16) {
       const float* x = panel->x + (size_t(record[0]) | size_t(record[1]) << 8);
       for (size_t r = 0; r < 16; ++r) {
@@ -114,7 +123,7 @@ SECATEUR_INLINE void ell_single(const secateur_stream* stream, const secateur_pa
     }
     for (size_t r = 0; r < 16; ++r) panel->y[16 * slice + r] = sums[r];
   }
-  finish_single<L>(*panel, 16 * stream->groups);
+  finish_single<Math, L>(*panel, 16 * stream->groups);
 }
 
 }  // namespace

@@ -65,8 +65,16 @@ SECATEUR_INLINE void splat4(const float* p, Vector<L> (&out)[4]) {
   for (int i = 0; i < 4; ++i) out[i] = splat<L>(p[i]);
 }
 
-// What a word of weights and one of activations are, and how their product joins a sum: float32. bf16.h has another one.
+// What a word of weights and one of activations are, and how their product joins a sum: float32. bf16.h and int8.h have
+// others. `whole`: sums are integers until the end.
 struct Singles {
+  static constexpr bool whole = false;
+
+  template <typename Sum>
+  static SECATEUR_INLINE Sum plus(Sum a, Sum b) {
+    return a + b;
+  }
+
   template <int L>
   static SECATEUR_INLINE Vector<L> splat(const float* word) {
     return ::splat<L>(*word);

@@ -100,10 +100,10 @@ def test_formats_live_side_by_side() -> None:
 @needs_core
 def test_only_pairs_are_read_rounded() -> None:
     place, x = core.Place(core.Where.arena, 0), pack(torch.ones(4, 4), layout="even")
-    with pytest.raises(ValueError, match="only weights in pairs read pairs"):
+    with pytest.raises(ValueError, match="only weights in words read words"):
         core.Linear(x.native, 16, place, place, None, 0, 0, True)
-    with pytest.raises(ValueError, match="to_pairs goes"):
-        core.ToPairs(core.active, 4, 16, place, core.Place(core.Where.output, 0))
+    with pytest.raises(ValueError, match="to_words goes"):
+        core.ToWords(core.active, 2, 4, 16, place, core.Place(core.Where.output, 0))
 
 
 def test_candidates() -> None:

@@ -6,7 +6,7 @@ it runs where the core is absent, and for tensors that the core does not take (o
 
 Environment, read at import:
 
-- ``SECATEUR_ISA=portable|avx2|avx512|avx512bf16|neon`` forces one instruction set; one that
+- ``SECATEUR_ISA=portable|avx2|avx512|avx512vnni|avx512bf16|neon`` forces one instruction set; one that
   this machine lacks is an error.
 - ``SECATEUR_REQUIRE_NATIVE=1`` makes an absent core an error, at installation and at import.
 - ``SECATEUR_DISABLE_NATIVE=1`` runs the torch references although the core is there.

@@ -100,10 +100,10 @@ def isa() -> str:
     """Name the instruction set in use.
 
     Returns:
-        ``portable``, ``avx2``, ``avx512``, ``avx512bf16`` or ``neon``; ``torch`` without the core.
+        ``portable``, ``avx2``, ``avx512``, ``avx512vnni``, ``avx512bf16`` or ``neon``; ``torch`` without the core.
 
     Example:
-        >>> isa() in {"portable", "avx2", "avx512", "avx512bf16", "neon", "torch"}
+        >>> isa() in {"portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "neon", "torch"}
         True
     """
     return "torch" if core is None else core.active.isa

@@ -15,7 +15,7 @@ from secateur.runtime.formats import Packed
 from secateur.runtime.geometry import planes_of
 from secateur.runtime.graph import Graph, Node
 from secateur.runtime.linear import ACTIVATIONS
-from secateur.runtime.pairs import KNOWN
+from secateur.runtime.words import KNOWN
 
 __all__ = ["Build", "Weights", "runs"]
 
@@ -65,7 +65,7 @@ class Build:
         self.steps: list[tuple[str, Any]] = []
         self._arena = _Arena()
         self._at: dict[str, int] = {}  # values in the arena
-        self._rounded: dict[str, int] = {}  # the same as pairs in bf16
+        self._words: dict[int, dict[str, int]] = {2: {}, 4: {}}  # the same as pairs in bf16, as quads in int8
         self._rows = {name: place for place, name in enumerate(graph.inputs)}  # row-major inputs
         self._left = {name: sum(node.inputs.count(name) for node in graph.nodes) for name in graph.shapes}
         for name in graph.outputs:
@@ -79,7 +79,7 @@ class Build:
             for name in node.inputs:
                 self._left[name] -= 1
                 if not self._left[name]:
-                    for places in (self._at, self._rounded):
+                    for places in (self._at, *self._words.values()):
                         if name in places:
                             self._arena.give_back(places[name])
         for place, name in enumerate(graph.outputs):
@@ -115,19 +115,23 @@ class Build:
                 self.step("in", core.ToPanel(self.table, self.graph.floats(name), self.lanes, place, target))
         return self._place(name)
 
-    def rounded(self, name: str) -> Any:
-        """Where a value lies as pairs in bf16; its first reader brings it there."""
-        if name not in self._rounded:
+    def words(self, name: str, inputs: int) -> Any:
+        """Where a value lies in words of so many inputs; its first reader brings it there."""
+        places = self._words[inputs]
+        if name not in places:
             features, bare = self.graph.floats(name), name in self._rows and name not in self._at
             source = core.Place(core.Where.input, self._rows[name]) if bare else self._place(name)
-            self._rounded[name] = self._arena.take(core.panel_floats(-(-features // 2), self.lanes))
-            target = core.Place(core.Where.arena, self._rounded[name])
-            self.step("in", core.ToPairs(self.table, features, self.lanes, source, target))
-        return core.Place(core.Where.arena, self._rounded[name])
+            places[name] = self._arena.take(core.words_floats(inputs, features, self.lanes))
+            target = core.Place(core.Where.arena, places[name])
+            if inputs == 4:
+                self.step("in", core.ToGrid(self.table, features, self.lanes, source, target))
+            self.step("in", core.ToWords(self.table, inputs, features, self.lanes, source, target))
+        return core.Place(core.Where.arena, places[name])
 
-    def _in_pairs(self, node: Node) -> bool:
+    def _inputs(self, node: Node) -> int:
+        """Of a word of its weights."""
         packed = self.weights.get(node.output)
-        return isinstance(packed, Packed) and KNOWN[packed.layout].pairs
+        return KNOWN[packed.layout].inputs if isinstance(packed, Packed) else 1
 
     def make(self, name: str) -> Any:
         """A place in the arena for a value."""
@@ -145,11 +149,12 @@ class Build:
         packed = self.weights[node.output]
         assert isinstance(packed, Packed)
         alone = not self.spread and x in self._rows and x not in self._at and self._left[x] == 1
-        # One reader rounds a value itself, K-block by K-block; several readers or threads share it.
-        pairs = sum(map(self._in_pairs, graph.readers(x)))
-        shared = self._in_pairs(node) and (self.spread or pairs > 1)
+        # One reader turns a value to words itself, K-block by K-block; several readers or threads share it.
+        inputs = self._inputs(node)
+        alike = sum(self._inputs(reader) == inputs for reader in graph.readers(x))
+        shared = inputs > 1 and (self.spread or alike > 1)
         if shared:
-            source = self.rounded(x)
+            source = self.words(x, inputs)
         elif alone:
             source = core.Place(core.Where.input, self._rows[x])
         else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.runtime.pairs import pair_mask
+from secateur.runtime.pairs import word_mask
+from secateur.runtime.quads import LONGEST
 
 __all__ = ["candidates", "pattern_of"]
 
@@ -16,8 +17,8 @@ def pattern_of(weight: Tensor) -> str:
     """Name the pattern of the zeros of a weight ``[M, ...]``.
 
     Returns:
-        ``dense``, ``blocks 16x1`` (8x1, 4x1: so many outputs by one input), ``blocks 1x2`` (pairs of inputs),
-        ``2:4`` (1:4, 4:8, 2:8: along the inputs) or ``unstructured``.
+        ``dense``, ``blocks 16x1`` (8x1, 4x1: so many outputs by one input), ``blocks 1x4`` and
+        ``blocks 1x2`` (so many neighbouring inputs of an output), ``2:4`` (1:4, 4:8, 2:8: along the inputs) or ``unstructured``.
 
     Example:
         >>> import torch
@@ -29,8 +30,9 @@ def pattern_of(weight: Tensor) -> str:
         return "dense"
     if blocks_fit(kept, _UNITS[-1]):  # larger blocks are made of these
         return next(f"blocks {unit}x1" for unit in _UNITS if blocks_fit(kept, unit))
-    if kept.shape[1] % 2 == 0 and torch.equal(kept[:, 0::2], kept[:, 1::2]):
-        return "blocks 1x2"
+    for inputs in (4, 2):
+        if kept.shape[1] % inputs == 0 and torch.equal(word_mask(kept, inputs).repeat_interleave(inputs, 1), kept):
+            return f"blocks 1x{inputs}"
     density = int(kept.count_nonzero()) / max(kept.numel(), 1)
     for n, m in ((1, 4), (2, 4), (2, 8), (4, 8)):
         likely = kept.shape[1] % m == 0 and 0.97 * n <= density * m <= n
@@ -55,11 +57,11 @@ def candidates(weight: Tensor, lanes: int, dtype: torch.dtype = torch.float32) -
     Args:
         weight: ``[M, K]``.
         lanes: samples side by side.
-        dtype: bfloat16 adds the layouts in pairs; those of float32 stay.
+        dtype: bfloat16 adds the layouts in pairs, int8 those in quads; those of float32 stay.
 
     Returns:
         Names of ``secateur.runtime.LAYOUTS``, or ``dense`` and ``dense-4``: every weight, in blocks of 16 or 4 rows;
-        with bfloat16 also of ``PAIR_LAYOUTS`` and ``dense-bf16``.
+        with bfloat16 also of ``PAIR_LAYOUTS`` and ``dense-bf16``, with int8 of ``QUAD_LAYOUTS`` and ``dense-int8``.
 
     Example:
         >>> import torch
@@ -80,19 +82,28 @@ def candidates(weight: Tensor, lanes: int, dtype: torch.dtype = torch.float32) -
         found += ["csr"] if density < 0.08 else []
     if density > 0.3 or not found:
         found += ["dense"] if lanes == 1 else ["dense-4", "dense"]
-    return (*found, *_in_pairs(kept, lanes)) if dtype == torch.bfloat16 else tuple(found)
+    return (*found, *_in_dtype(weight, lanes, dtype))
 
 
-def _in_pairs(kept: Tensor, lanes: int) -> list[str]:
-    """Of an unstructured mask many pairs have one weight: what that costs, the measurement will tell."""
-    pairs = pair_mask(kept)
-    density = float(pairs.float().mean()) if pairs.numel() else 0.0
+def _in_words(weight: Tensor, lanes: int, inputs: int) -> list[str]:
+    """Of an unstructured mask many words have few weights: what that costs, the measurement will tell."""
+    kept = word_mask(weight != 0, inputs)
+    density = float(kept.float().mean()) if kept.numel() else 0.0
+    name, end = {2: ("pairs", "bf16"), 4: ("quads", "int8")}[inputs]
     if lanes == 1:
-        found = ["pairs-ell-bf16"] if 0.01 < density < 0.85 else []
-        found += ["pairs-csr-bf16"] if density < 0.15 else []
+        found = [f"{name}-ell-{end}"] if 0.01 < density < 0.85 else []
+        found += [f"{name}-csr-{end}"] if density < 0.15 else []
     else:
-        found = ["pairs-rows-bf16"] if 0.1 < density < 0.85 else []
-        found += ["pairs-bf16"] if density < 0.5 else []
-        found += ["pairs-wide-bf16"] if density < (0.5 if lanes <= 32 else 0.08) else []
-        found += ["pairs-csr-bf16"] if density < 0.08 else []
-    return found if density < 0.4 and found else [*found, "dense-bf16"]
+        found = [f"{name}-rows-{end}"] if 0.1 < density < 0.85 else []
+        found += [f"{name}-{end}"] if density < 0.5 else []
+        found += [f"{name}-wide-{end}"] if density < (0.5 if lanes <= 32 else 0.08) else []
+        found += [f"{name}-csr-{end}"] if density < 0.08 else []
+    return found if density < 0.4 and found else [*found, f"dense-{end}"]
+
+
+def _in_dtype(weight: Tensor, lanes: int, dtype: torch.dtype) -> list[str]:
+    """What another number format than float32 adds; int8 takes neither NaN nor infinity, nor endless sums."""
+    if dtype == torch.bfloat16:
+        return _in_words(weight, lanes, 2)
+    fits = weight.shape[1] <= LONGEST and bool(torch.isfinite(weight).all())
+    return _in_words(weight, lanes, 4) if dtype == torch.int8 and fits else []

@@ -22,8 +22,8 @@ from secateur.runtime.formats import Packed, pack, pieces_of
 from secateur.runtime.geometry import planes_of, window_of
 from secateur.runtime.graph import Graph, Node, reference
 from secateur.runtime.layouts import Pieces
-from secateur.runtime.pairs import KNOWN
 from secateur.runtime.program import Program
+from secateur.runtime.words import KNOWN
 
 __all__ = [
     "BACKENDS",
@@ -40,7 +40,12 @@ __all__ = [
 
 BACKENDS = ("one", "own", "gomp")
 """Whose threads run a program: the caller's alone, those of the core, those of torch."""
-_DENSE = {"dense": "block16", "dense-4": "block4", "dense-bf16": "block16-bf16"}
+_DENSE = {
+    "dense": "block16",
+    "dense-4": "block4",
+    "dense-bf16": "block16-bf16",
+    "dense-int8": "block16-int8",
+}
 _ROUNDS = 7
 _TRIES = 3  # runs in a round; the fastest counts
 
@@ -103,7 +108,7 @@ def layouts_of(graph: Graph, node: Node, lanes: int, dtype: torch.dtype = torch.
 
 
 def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packed | PackedConv | PackedDepthwise:
-    """The weight of a layer in a layout, cut for so many threads; ``dense`` and ``dense-bf16`` keep every zero."""
+    """The weight of a layer in a layout, cut for so many threads; layouts that are called dense keep every zero."""
     weight, cut = node.weight, cut_of(graph, node, layout, threads)
     assert weight is not None
     dense = layout.startswith("dense")
@@ -123,7 +128,7 @@ def cut_of(graph: Graph, node: Node, layout: str, threads: int = 1) -> Cut | Dep
         return named_cuts(graph, node, 3 * threads if threads > 1 else 1)[layout][0]
     assert node.weight is not None
     name, (rows, cols) = _DENSE.get(layout, layout), node.weight.shape
-    if KNOWN[name].pairs:
+    if KNOWN[name].inputs > 1:
         kept = torch.ones_like(node.weight, dtype=torch.bool) if layout in _DENSE else node.weight != 0
         pieces = pieces_of(name, kept)
     else:
@@ -157,7 +162,7 @@ def choose(
         lanes: samples side by side.
         given: layouts that are known already; nothing is tried then.
         threads: at most so many; one where that is faster.
-        dtype: bfloat16 lets linear layers run in bf16 where that is faster; values stay float32.
+        dtype: bfloat16 or int8 lets linear layers run in it where that is faster; values stay float32.
 
     Returns:
         The program and its times.

@@ -11,7 +11,9 @@ from secateur.native.loading import core, never_traced
 from secateur.runtime.canonical import check_blocks
 from secateur.runtime.columns import Array
 from secateur.runtime.layouts import Pieces, pack_streams, unpack_streams
-from secateur.runtime.pairs import KNOWN, from_words, pair_mask, to_words
+from secateur.runtime.pairs import from_words, to_words, word_mask
+from secateur.runtime.quads import LONGEST, from_quads, quantised, to_quads
+from secateur.runtime.words import KNOWN
 
 __all__ = ["Packed", "pack", "pieces_of"]
 
@@ -25,10 +27,11 @@ class Packed:
     It holds copies: later changes of the dense weight do not reach it. `pack` makes one.
 
     Args:
-        layout: a name of ``LAYOUTS`` or of ``PAIR_LAYOUTS``.
+        layout: a name of ``LAYOUTS``, ``PAIR_LAYOUTS`` or ``QUAD_LAYOUTS``.
         shape: of the weight, ``(M, K)``.
         pieces: how it was cut.
-        streams: the tensors ``counts``, ``index`` and ``values`` of the layout.
+        streams: the tensors ``counts``, ``index`` and ``values`` of the layout; in int8 also ``scales`` and ``sums``, of
+            each output.
 
     Raises:
         ValueError: a kernel would read these streams out of bounds.
@@ -42,6 +45,9 @@ class Packed:
             raise ValueError(f"shape: expected two lengths (outputs, inputs), got {shape}")
         self.layout, self.shape, self.pieces = layout, shape, pieces
         self._streams = {name: _owned(streams, name, dtype) for name, dtype in _dtypes(layout, pieces).items()}
+        for name in ("scales", "sums"):
+            if name in self._streams and len(self._streams[name]) != shape[0]:
+                raise ValueError(f"packed weights: {name} has {len(self._streams[name])} numbers for {shape[0]} outputs")
         self._reference: tuple[Tensor, Tensor] | None = None
         self._nnz: int | None = None
         self.native: Any = None if core is None else self.handle(core.active)
@@ -51,8 +57,10 @@ class Packed:
     def _check(self) -> None:
         """What the core checks at creation, where it is absent: these are the streams that packing would make."""
         try:
-            weight, mask = self.reference()
-            again = _streams_of(weight, mask, self.layout, self.pieces)
+            if KNOWN[self.layout].inputs == 4:
+                again = _quad_streams(*self.integers(), self._streams["scales"], self.layout, self.pieces)
+            else:
+                again = _streams_of(*self.reference(), self.layout, self.pieces)
         except (IndexError, ValueError) as error:
             raise ValueError(f"packed weights: the streams do not fit a weight of shape {self.shape}") from error
         for name, wanted in again.items():
@@ -79,12 +87,13 @@ class Packed:
             index.nbytes,
             values.data_ptr(),
             values.nbytes // 4,
-            KNOWN[self.layout].pairs,
+            KNOWN[self.layout].inputs,
+            *(self._streams[name].data_ptr() if name in self._streams else 0 for name in ("scales", "sums")),
         )
 
     @property
     def nnz(self) -> int:
-        """How many weights are kept; of a kept pair both, unless this was just packed."""
+        """How many weights are kept; of a kept word all, unless this was just packed."""
         if self._nnz is None:
             self._nnz = int(self.dense()[1].sum())
         return self._nnz
@@ -101,12 +110,28 @@ class Packed:
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """The weight ``[M, K]``, +0 where it was removed, and its mask."""
+        layout, cols = KNOWN[self.layout], self.shape[1]
+        if layout.inputs == 4:
+            numbers, mask = self.integers()
+            return torch.where(mask, numbers * self.scales[:, None], 0.0), mask
+        weight, mask = self._words()
+        return from_words(weight, mask, cols) if layout.inputs == 2 else (torch.from_numpy(weight), torch.from_numpy(mask))
+
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """Of a layout in int8: the weight ``[M, K]`` on its grid, and its mask."""
+        return from_quads(*self._words(), self.shape[1])
+
+    @property
+    def scales(self) -> Tensor:
+        """Of a layout in int8: what 1 is worth in each row of `integers`."""
+        return self._streams["scales"]
+
+    def _words(self) -> tuple[Array, Array]:
         layout, (rows, cols) = KNOWN[self.layout], self.shape
         counts, index = (_unsigned(self._streams[name].numpy()) for name in ("counts", "index"))
         values = self._streams["values"].view(torch.float32).numpy()
-        shape = (rows, -(-cols // 2) if layout.pairs else cols)
-        weight, mask = unpack_streams((counts, index, values), shape, layout, self.pieces)
-        return from_words(weight, mask, cols) if layout.pairs else (torch.from_numpy(weight), torch.from_numpy(mask))
+        shape = (rows, -(-cols // layout.inputs))
+        return unpack_streams((counts, index, values), shape, layout, self.pieces)
 
     def reference(self) -> tuple[Tensor, Tensor]:
         """As `dense`, kept for the next time: what runs where the core does not."""
@@ -137,14 +162,16 @@ def pack(weight: Tensor, mask: Tensor | None = None, layout: str = "rows", piece
         layout: a name of ``secateur.runtime.LAYOUTS``. ``block4``, ``block8`` and ``block16`` need masks that keep or
             remove 4, 8 or 16 neighbouring outputs of an input together. Or a name of ``PAIR_LAYOUTS``: weights are
             rounded to bf16, and those of two neighbouring inputs are kept if one of them is: a removed one is a 0 there
-            that meets its input, NaN and infinity too.
+            that meets its input, NaN and infinity too. Or one of ``QUAD_LAYOUTS``: weights lie on a grid of int8 per
+            output, of four neighbouring inputs, and what they multiply is put on one of 8 bits per sample.
         pieces: how to cut the matrix; by default by its shape and density.
 
     Returns:
         The packed weight; it shares no memory with the dense one.
 
     Raises:
-        ValueError: wrong dtype, shape or device, a layout that does not exist, or a mask that cuts blocks.
+        ValueError: wrong dtype, shape or device, a layout that does not exist, a mask that cuts blocks, or for int8
+            kept weights that are not finite, or more inputs than 32 bits can sum.
 
     Example:
         >>> weight = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]])
@@ -166,7 +193,9 @@ def pack(weight: Tensor, mask: Tensor | None = None, layout: str = "rows", piece
         )
     table = KNOWN[layout]
     if table.kernel == "blocks":
-        check_blocks(pair_mask(mask) if table.pairs else mask, table.unit)
+        check_blocks(word_mask(mask, table.inputs), table.unit)
+    if table.inputs == 4:
+        _check_quads(weight, mask)
     pieces = pieces or pieces_of(layout, mask)
     if table.kernel in {"csr", "ell"} and pieces.bits != 16:
         raise ValueError(f"pieces: layout {layout} has indices of 16 bits, got {pieces}")
@@ -177,18 +206,39 @@ def pack(weight: Tensor, mask: Tensor | None = None, layout: str = "rows", piece
 
 def pieces_of(layout: str, mask: Tensor) -> Pieces:
     """How a weight with this mask is cut for a layout, by its shape and density."""
-    kept = pair_mask(mask) if KNOWN[layout].pairs else mask
+    kept = word_mask(mask, KNOWN[layout].inputs)
     rows, cols = kept.shape
     return KNOWN[layout].cut(rows, cols, int(kept.sum()) / max(kept.numel(), 1))
 
 
 def _streams_of(weight: Tensor, mask: Tensor, layout: str, pieces: Pieces) -> dict[str, Tensor]:
     table = KNOWN[layout]
-    dense, kept = to_words(weight, mask) if table.pairs else (weight.contiguous().numpy(), mask.contiguous().numpy())
-    streams = pack_streams(dense, kept, table, pieces)
-    counts, index, values = (_signed(stream) for stream in streams)
-    halves = torch.from_numpy(values.view("i2")).view(torch.bfloat16) if table.pairs else torch.from_numpy(values)
-    return {"counts": torch.from_numpy(counts), "index": torch.from_numpy(index), "values": halves}
+    if table.inputs == 4:
+        numbers, scales = quantised(weight, mask)
+        return _quad_streams(numbers, mask, scales, layout, pieces)
+    dense, kept = to_words(weight, mask) if table.inputs == 2 else (weight.contiguous().numpy(), mask.contiguous().numpy())
+    counts, index, values = _packed_streams(dense, kept, layout, pieces)
+    halves = torch.from_numpy(values.view("i2")).view(torch.bfloat16) if table.inputs == 2 else torch.from_numpy(values)
+    return {"counts": counts, "index": index, "values": halves}
+
+
+def _quad_streams(numbers: Tensor, mask: Tensor, scales: Tensor, layout: str, pieces: Pieces) -> dict[str, Tensor]:
+    counts, index, values = _packed_streams(*to_quads(numbers, mask), layout, pieces)
+    bytes_ = torch.from_numpy(values.view("i1"))
+    sums = numbers.sum(1, dtype=torch.int32)
+    return {"counts": counts, "index": index, "values": bytes_, "scales": scales, "sums": sums}
+
+
+def _packed_streams(words: Array, kept: Array, layout: str, pieces: Pieces) -> tuple[Tensor, Tensor, Array]:
+    counts, index, values = (_signed(stream) for stream in pack_streams(words, kept, KNOWN[layout], pieces))
+    return torch.from_numpy(counts), torch.from_numpy(index), values
+
+
+def _check_quads(weight: Tensor, mask: Tensor) -> None:
+    if weight.shape[1] > LONGEST:
+        raise ValueError(f"weight: int8 sums at most {LONGEST:,} inputs in 32 bits, got {weight.shape[1]:,}; try bf16")
+    if not bool(torch.isfinite(weight[mask]).all()):
+        raise ValueError("weight: int8 has no NaN and no infinity, but kept weights are such; try float32")
 
 
 def _known(layout: str) -> None:
@@ -201,8 +251,9 @@ def _dtypes(layout: str, pieces: Pieces) -> dict[str, torch.dtype]:
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
     kernel, size = KNOWN[layout].kernel, pieces.bits // 8
     counts, index = {"even": (2, size), "ell": (4, 1)}.get(kernel, (size, size))
-    values = torch.bfloat16 if KNOWN[layout].pairs else torch.float32
-    return {"counts": integer[counts], "index": integer[index], "values": values}
+    values = {1: torch.float32, 2: torch.bfloat16, 4: torch.int8}[KNOWN[layout].inputs]
+    rows = {"scales": torch.float32, "sums": torch.int32} if values == torch.int8 else {}
+    return {"counts": integer[counts], "index": integer[index], "values": values, **rows}
 
 
 def _signed(stream: Array) -> Array:
@@ -226,7 +277,8 @@ def _owned(streams: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
             f"{name}: expected {dtype} with one axis on the CPU, got {stream.dtype} of shape {tuple(stream.shape)} on "
             f"{stream.device}"
         )
-    if dtype == torch.bfloat16 and len(stream) % 2:
-        raise ValueError(f"packed weights: {name} are pairs, got {len(stream)} numbers")
+    word = {torch.bfloat16: 2, torch.int8: 4}.get(dtype, 1)
+    if len(stream) % word:
+        raise ValueError(f"packed weights: {name} come in words of {word}, got {len(stream)} numbers")
     # A copy, in torch's own memory: NumPy's is not aligned to cache lines, and nobody else can change this one.
     return stream.detach().clone(memory_format=torch.contiguous_format)

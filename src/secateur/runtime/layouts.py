@@ -53,7 +53,7 @@ class Layout:
         unpack: (streams, shape, columns of a K-block) -> weight and mask of one chunk.
         per_group: numbers in the counts per group and K-block.
         sizes: counts of one chunk -> how many indices and values belong to them.
-        pairs: a column is a pair of inputs in bf16, see `secateur.runtime.pairs`.
+        inputs: of a column: 2 in bf16 (`secateur.runtime.pairs`), 4 in int8 (`secateur.runtime.quads`).
     """
 
     kernel: str
@@ -64,7 +64,7 @@ class Layout:
     unpack: Callable[[Streams, tuple[int, int], int], tuple[Array, Array]]
     per_group: int
     sizes: Callable[[Array], tuple[int, int]]
-    pairs: bool = False
+    inputs: int = 1
 
 
 def even_pieces(length: int, most: int) -> int:

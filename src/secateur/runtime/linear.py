@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from secateur.native.loading import never_traced, takes
 from secateur.runtime.formats import Packed
-from secateur.runtime.pairs import KNOWN, rounded
+from secateur.runtime.pairs import rounded
+from secateur.runtime.quads import product
+from secateur.runtime.words import KNOWN
 
 __all__ = ["ACTIVATIONS", "linear"]
 
@@ -36,6 +38,8 @@ def linear(x: Tensor, weight: Packed, bias: Tensor | None = None, activation: st
 
     A removed weight contributes nothing, even to NaN and infinity; where a kept weight meets them they come through.
     Layouts in bf16 round ``x`` to bf16, denormal numbers to 0, and sum in float32; of a pair they keep both weights.
+    Layouts in int8 put every sample of ``x`` on a grid of 256 steps from its least to its greatest value, 0 among them;
+    a sample that holds NaN or infinity comes out as NaN.
 
     Args:
         x: float32 ``[..., K]`` on the CPU. What is not contiguous is copied.
@@ -99,12 +103,16 @@ _untraced = never_traced(_linear)
 
 
 def _reference(x: Tensor, weight: Packed, bias: Tensor | None, activation: str | None) -> Tensor:
-    dense, mask = weight.reference()
     samples = x.detach().reshape(math.prod(x.shape[:-1]), weight.shape[1])
-    samples = rounded(samples) if KNOWN[weight.layout].pairs else samples
-    y = F.linear(samples, dense)
-    # 0 times infinity is NaN: samples that hold such values are multiplied weight by weight.
-    for sample in (~torch.isfinite(samples)).any(1).nonzero()[:, 0].tolist():
-        y[sample] = torch.where(mask, dense * samples[sample], 0.0).sum(1)
+    inputs = KNOWN[weight.layout].inputs
+    if inputs == 4:
+        y = product(samples, weight.integers()[0], weight.scales)
+    else:
+        dense, mask = weight.reference()
+        samples = rounded(samples) if inputs == 2 else samples
+        y = F.linear(samples, dense)
+        # 0 times infinity is NaN: samples that hold such values are multiplied weight by weight.
+        for sample in (~torch.isfinite(samples)).any(1).nonzero()[:, 0].tolist():
+            y[sample] = torch.where(mask, dense * samples[sample], 0.0).sum(1)
     y = y if bias is None else y + bias.detach()
     return ACTIVATIONS[activation][1](y).reshape(*x.shape[:-1], weight.shape[0])

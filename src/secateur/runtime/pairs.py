@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from secateur.runtime.columns import RUN, Array
 from secateur.runtime.layouts import LAYOUTS, Layout, Pieces, even_pieces
 
-__all__ = ["KNOWN", "PAIR_LAYOUTS", "from_words", "pair_mask", "rounded", "to_words"]
+__all__ = ["PAIR_LAYOUTS", "from_words", "rounded", "to_words", "word_mask"]
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -27,7 +27,7 @@ def _cached(rows: int, pairs: int, density: float) -> Pieces:
 
 
 def _in_pairs(layout: Layout, what: str) -> Layout:
-    return replace(layout, what=what, pairs=True)
+    return replace(layout, what=what, inputs=2)
 
 
 PAIR_LAYOUTS: dict[str, Layout] = {
@@ -40,9 +40,6 @@ PAIR_LAYOUTS: dict[str, Layout] = {
 }
 """Name -> layout in bf16; ``cut`` and ``pack`` count pairs."""
 
-KNOWN: dict[str, Layout] = LAYOUTS | PAIR_LAYOUTS
-"""Name -> layout of either number format."""
-
 
 def rounded(values: Tensor) -> Tensor:
     """To bf16 and back as the kernels do it: to the nearest, ties to even, denormal numbers to 0."""
@@ -50,17 +47,18 @@ def rounded(values: Tensor) -> Tensor:
     return flushed.to(torch.bfloat16).float()
 
 
-def pair_mask(mask: Tensor) -> Tensor:
-    """``[M, K]`` -> ``[M, ceil(K / 2)]``: whether a weight of the pair is kept."""
+def word_mask(mask: Tensor, inputs: int) -> Tensor:
+    """``[M, K]`` -> ``[M, ceil(K / inputs)]``: whether a weight of the word is kept."""
     rows, cols = mask.shape
-    return F.pad(mask, (0, cols % 2)).reshape(rows, -(-cols // 2), 2).any(2)
+    missing = -cols % inputs
+    return F.pad(mask, (0, missing)).reshape(rows, (cols + missing) // inputs, inputs).any(2)
 
 
 def to_words(weight: Tensor, mask: Tensor) -> tuple[Array, Array]:
     """Weight and mask ``[M, K]`` as words and mask of pairs ``[M, ceil(K / 2)]``; words are the bits of a float32."""
     kept = rounded(torch.where(mask, weight, 0.0)).to(torch.bfloat16)
     halves = F.pad(kept, (0, weight.shape[1] % 2)).contiguous().view(torch.int16)
-    return halves.numpy().view(np.float32), pair_mask(mask).contiguous().numpy()
+    return halves.numpy().view(np.float32), word_mask(mask, 2).contiguous().numpy()
 
 
 def from_words(words: Array, mask: Array, cols: int) -> tuple[Tensor, Tensor]:

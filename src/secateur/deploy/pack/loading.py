@@ -36,7 +36,7 @@ _ALWAYS_ALLOWED = 1 << 30
 _EXPANSION = 1000
 _PART = {"inputs", "outputs", "shapes", "leads", "dtype", "nodes"}
 _BLOB = {"layout", "threads", "kernel", "version", "cut", "streams"}
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _MOST = 1 << 16  # threads, or samples
 
 

@@ -152,7 +152,10 @@ def pack(
         dtype: bfloat16 lets linear layers run in bf16 where that is faster, on processors that multiply it: weights and
             inputs of such layers are rounded, their sums and all values stay float32. Masks that keep or remove pairs
             of neighbouring inputs gain most; in a pair that keeps one weight the other one is a 0 that meets its input,
-            NaN and infinity too. None is float32.
+            NaN and infinity too. int8 does so in int8, its weights on a grid per output, its inputs on one
+            per sample, found at every call; masks in ``unit="block(1, 4)"`` gain most. A sample whose input of such a
+            layer holds NaN or infinity comes out of it as NaN. What either costs in accuracy is yours to measure.
+            None is float32.
         cache: keep what was measured for the next start on this machine, and use what was kept: in the platform's
             folder for caches, or where the environment variable ``SECATEUR_CACHE`` says (``off``: nowhere).
 
@@ -195,8 +198,8 @@ def pack(
 def _check(model: nn.Module, threads: int | None, dtype: torch.dtype | None) -> None:
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads}: expected 1 or more, or None for as many as torch uses")
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise ValueError(f"dtype={dtype}: allowed are torch.float32, torch.bfloat16 and None")
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.int8):
+        raise ValueError(f"dtype={dtype}: allowed are torch.float32, torch.bfloat16, torch.int8 and None")
     masks = find_masks(model)
     if masks is not None:
         masks.check()  # removed weights that grew back are not zeros

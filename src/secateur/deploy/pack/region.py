@@ -29,7 +29,7 @@ class RegionModule(nn.Module):
         leads: axes before those of a sample, per input.
         threads: that a program may use.
         cached: look choices up in the machine's cache, and put them there.
-        dtype: bfloat16 lets linear layers run in bf16 where that is faster.
+        dtype: bfloat16 or int8 lets linear layers run in it where that is faster.
     """
 
     packing: Packing

@@ -148,7 +148,7 @@ def _weight(at: str, weight: Tensor, stored: dict[str, Tensor]) -> dict[str, Any
         stored[f"{at}.dense"] = matrix.contiguous()
         return {"shape": list(weight.shape), "form": "dense"}
     pattern = pattern_of(weight)
-    unit = int(pattern.removeprefix("blocks ").removesuffix("x1")) if pattern.startswith("blocks") else 1
+    unit = int(pattern.removeprefix("blocks ").removesuffix("x1")) if pattern.endswith("x1") else 1
     for name, tensor in BlockedCsr.from_dense(matrix, mask, unit).tensors().items():
         stored[f"{at}.{name}"] = tensor.contiguous()
     return {"shape": list(weight.shape), "form": "csr"}
