@@ -54,6 +54,7 @@ class LayerTime:
         us: in the program.
         dense_us: in torch, bias and activation included.
         tried: every candidate and its time.
+        weight_bytes: of the packed weight.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LayerTime:
     us: float
     dense_us: float
     tried: Mapping[str, float]
+    weight_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +186,8 @@ def choose(
     *us, dense_us = interleaved([*(partial(run.run, inputs) for _, run in runs), lambda: reference(graph, inputs)])
     fastest = us.index(min(us))
     layers = tuple(
-        LayerTime(node.name, best[name], final[name], dense[name], by_layer[name]) for name, node in weighted.items()
+        LayerTime(node.name, best[name], final[name], dense[name], by_layer[name], packed[name, best[name]].nbytes)
+        for name, node in weighted.items()
     )
     other = sum(final.values()) - sum(layer.us for layer in layers)
     backend, program = runs[fastest]

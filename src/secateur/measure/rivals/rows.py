@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from secateur.measure.environment import environment
 from secateur.measure.latency import quantile
-from secateur.measure.rivals.result import RivalRow, Rivals
+from secateur.records import RivalRow, Rivals
 from secateur.measure.rivals.runtimes import TOLERANCE
 from secateur.measure.rivals.turns import Lane, Settings
 
