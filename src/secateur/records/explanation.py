@@ -58,7 +58,7 @@ class LayerLine(Jsonable):
     @property
     def intensity(self) -> float:
         """Operations on weights that are not 0, per byte that must move."""
-        return self.flops / self.moved_bytes
+        return self.flops / max(self.moved_bytes, 1)
 
     @property
     def gflops(self) -> float:

@@ -21,7 +21,7 @@ def measure_roofs() -> Roofs:
     """Measure what one core reaches at most, in half a second; the answer is kept for this process.
 
     Peaks are multiply-adds on registers alone, in as many as hide their latency. Bandwidths are sums over an array that
-    is read over and over: half the second cache, a quarter of the last one, and four times the last one for memory. Of
+    is read over and over: half the second cache, a quarter of the last one, and three times the last one for memory. Of
     each the best of short runs counts, so that what other programs take away does not lower a roof.
 
     Returns:
@@ -42,7 +42,7 @@ def measure_roofs() -> Roofs:
     arrays: list[tuple[str, int | None, int]] = [("second cache", second, second // 2)]
     if last >= 8 * second:  # else a quarter of it lies in the second cache, too
         arrays.append(("last cache", last, last // 4))
-    farthest = 4 * max(last or _UNKNOWN[3], second)
+    farthest = 3 * max(last or _UNKNOWN[3], second)
     arrays.append(("memory", None, max(64 << 20, min(farthest, _LARGEST))))
     return Roofs(
         isa=table.isa,

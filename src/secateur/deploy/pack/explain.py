@@ -25,15 +25,15 @@ def explained(regions: list[RegionModule], us: float, dense_us: float, samples: 
 
 def _lines(region: RegionModule, chosen: Chosen, number: int) -> list[LayerLine]:
     nodes = [node for node in region.graph.nodes if node.weight is not None]
-    return [
-        _line(region.graph, node, layer, chosen, number) for node, layer in zip(nodes, chosen.layers, strict=True)
-    ]
+    return [_line(region.graph, node, layer, chosen, number) for node, layer in zip(nodes, chosen.layers, strict=True)]
 
 
 def _line(graph: Graph, node: Node, layer: LayerTime, chosen: Chosen, number: int) -> LayerLine:
     weight, samples = node.weight, chosen.samples
     assert weight is not None
-    places = samples * graph.floats(node.output) // len(weight)  # each weight takes part once at each place of a channel
+    places = (
+        samples * graph.floats(node.output) // len(weight)
+    )  # each weight takes part once at each place of a channel
     return LayerLine(
         name=node.name,
         sparsity=node.sparsity,

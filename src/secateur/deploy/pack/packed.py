@@ -101,6 +101,8 @@ class PackedModel(nn.Module):
             A record with one line per layer; ``print`` shows a table.
         """
         found = self._parts.explain()
+        dense = self._parts.dense
+        found = found if dense is None else replace(found, title=type(dense).__name__)
         if not roofs or not found.layers:
             return found
         if core is None:
