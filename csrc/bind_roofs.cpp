@@ -61,7 +61,7 @@ double read_rate(const KernelTable& table, size_t bytes, double seconds) {
   while (reinterpret_cast<uintptr_t>(x) % 64 != 0) ++x;
   return best_rate(seconds, [&] {
     for (size_t pass = 0; pass < passes; ++pass) {
-      x[pass] += 1.0f;  // so that no two passes are the same to the compiler
+      x[pass % n] += 1.0f;  // so that no two passes are the same to the compiler
       check(table.roof_read(x, n) > 0);
     }
     return 4.0 * static_cast<double>(n * passes);
