@@ -72,6 +72,9 @@ struct KernelTable {
   conv_depthwise_fn* conv_depthwise;
   conv_pool_fn* conv_pool;
   conv_mean_fn* conv_mean;
+  roof_fma_fn* roof_fma;
+  roof_read_fn* roof_read;
+  bf16_roof_fma_fn* bf16_roof_fma;
 };
 
 // A line of kernels.def as this machine sees it.

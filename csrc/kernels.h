@@ -3,6 +3,7 @@
 
 #include "conv/kernels.h"
 #include "mask/kernels.h"
+#include "roofs/kernels.h"
 #include "spmm/kernels.h"
 
 extern "C" {

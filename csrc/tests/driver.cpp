@@ -148,6 +148,25 @@ void test_nm(const KernelTable& table, size_t rows, size_t cols, size_t keep, si
          "wrong choice");
 }
 
+// Register i goes from i to i / 8 + 1.75 in three rounds, exact in bf16 too.
+void test_roofs(const KernelTable& table) {
+  for (const bool pairs : {false, true}) {
+    float out[16] = {};
+    const uint64_t operations = (pairs ? table.bf16_roof_fma : table.roof_fma)(3, 0.0f, 0.5f, 1.0f, out);
+    size_t registers = 1, lanes = 0;
+    while (registers < 32 && 1.75 * registers + registers * (registers - 1) / 16.0 != out[0]) ++registers;
+    while (lanes < 16 && out[lanes] == out[0]) ++lanes;
+    lanes = lanes < 8 ? 4 : lanes < 16 ? 8 : 16;
+    expect(registers >= 8 && registers < 32, table, "roof_fma", 3, "wrong sum");
+    expect(operations == 3 * registers * lanes * (pairs ? 4 : 2), table, "roof_fma", 3, "wrong count of operations");
+  }
+  for (size_t n : {256, 512, 4096}) {
+    std::vector<float> x(n);
+    for (size_t i = 0; i < n; ++i) x[i] = static_cast<float>(i % 64);
+    expect(table.roof_read(x.data(), n) == static_cast<float>(n) * 31.5f, table, "roof_read", n, "wrong sum");
+  }
+}
+
 void test_table(const KernelTable& table) {
   test_one_dirty<uint16_t>(table, table.apply2, "apply2");
   test_one_dirty<uint32_t>(table, table.apply4, "apply4");
@@ -178,6 +197,7 @@ int main() {
     const int before = passed + failed;
     test_table(secateur::table(set.name));
     test_spmm(secateur::table(set.name));
+    test_roofs(secateur::table(set.name));
     std::printf("%s: %d checks\n", set.name, passed + failed - before);
   }
   std::printf("%d passed, %d failed\n", passed, failed);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +36,10 @@ def pack(
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Use and keep what was measured on this machine.")
     ] = True,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON too.")] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the table and the machine's limits as JSON too, for `secateur report`."),
+    ] = None,
 ) -> None:
     """Pack a sparse model for this machine's CPU, and say what it gains.
 
@@ -49,6 +53,7 @@ def pack(
     from secateur.cli.functions import make_model
     from secateur.cli.weights import check_folder, fill
     from secateur.deploy.pack import pack as run
+    from secateur.measure.environment import environment
 
     for path in (out, json):
         if path is not None:
@@ -60,7 +65,7 @@ def pack(
     inputs = example_inputs(shape, data)
     with console(stderr=True).status("measuring"):
         fast = run(net, inputs, threads=threads, cache=cache)
-    found = fast.explain()
+        found = replace(fast.explain(roofs=json is not None), title=str(file), environment=environment())
     if json is not None:
         json.write_text(json_module.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
     print_line(str(found))

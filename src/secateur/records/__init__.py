@@ -7,6 +7,7 @@ refused.
 from __future__ import annotations
 
 from secateur.records.base import Jsonable
+from secateur.records.explanation import Explanation, LayerLine
 from secateur.records.measured import (
     Accuracy,
     Agreement,
@@ -22,24 +23,33 @@ from secateur.records.measured import (
     Sizes,
     TrainingCost,
 )
+from secateur.records.rivals import RivalRow, Rivals, Status
+from secateur.records.roofs import Bandwidth, Roofs
 from secateur.records.trials import Rival, Score, Trial, Trials
 
 __all__ = [
     "Accuracy",
     "Agreement",
+    "Bandwidth",
     "Energy",
     "Environment",
+    "Explanation",
     "Jsonable",
     "Latency",
+    "LayerLine",
     "LayerRow",
     "Record",
     "Report",
     "Rival",
+    "RivalRow",
+    "Rivals",
+    "Roofs",
     "SchedulePoint",
     "Score",
     "Shares",
     "Side",
     "Sizes",
+    "Status",
     "TrainingCost",
     "Trial",
     "Trials",

@@ -22,6 +22,8 @@ class Grid:
     name: str
     headings: tuple[tuple[str, str], ...]
     rows: tuple[tuple[int, str, tuple[str, ...]], ...]
+    dots: bool = True
+    """Whether a row has the colour of its record."""
 
 
 def headline_grids(report: Report) -> list[Grid]:
@@ -115,7 +117,7 @@ def layer_grid(record: Record, index: int) -> Grid:
         for row in layer_rows(record)
     )
     heads = (("kind", ""), ("shape", ""), ("parameters", ""), ("kept", ""), ("kept", "%"))
-    return Grid("layers", (*heads, ("MACs", ""), ("kept", ""), ("kept", "%")), rows)
+    return Grid("layers", (*heads, ("MACs", ""), ("kept", ""), ("kept", "%")), rows, dots=False)
 
 
 def environments(report: Report) -> list[tuple[tuple[str, ...], list[tuple[str, str]]]]:

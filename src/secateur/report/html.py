@@ -8,39 +8,53 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from secateur.records import Report
+from secateur.records import Explanation, Report, Rivals
 from secateur.report import grids, plots
 from secateur.report.columns import LEGEND, notes
 from secateur.report.headline import headline
 from secateur.report.pictures import Masks, pictures
+from secateur.report.plot_parts import Plot
 from secateur.report.series import DARK, DENSE, LIGHT
+from secateur.report.speed import Model, Speed, models
+from secateur.report.speed_page import speed_context, speed_plots
+from secateur.report.speed_words import speed_headline
 from secateur.report.subject import Subject, as_report, need
 
 __all__ = ["to_html"]
 
 
-def to_html(subject: Subject, path: str | os.PathLike[str], *, masks: Masks | None = None) -> Path:
+def to_html(
+    subject: Subject | Speed,
+    path: str | os.PathLike[str],
+    *,
+    masks: Masks | None = None,
+    speed: Iterable[Speed] = (),
+) -> Path:
     """Writes the report as one HTML file that opens anywhere, offline.
 
     plotly.js is inlined once; the page forbids itself every request by its content security policy,
     and every name is escaped. The records themselves are inside, as JSON in the element ``#report``.
 
     Args:
-        subject: a ``Record`` or a ``Report``.
+        subject: a ``Record`` or a ``Report``; or one record of speed, alone.
         path: the file to write; its folder is made, an older file is replaced in one step.
         masks: record name -> parameter name -> bool array of two or four dimensions, True =
             kept; up to five of each record, from the first layer to the last, are drawn.
+        speed: what ``fast.explain(roofs=True)`` and races of runtimes gave; those with the same title are of the same
+            model. Each model gets a part of its own: runtimes, layer by layer, the roofline. A report that has no
+            records of its own is then allowed.
 
     Returns:
         The path that was written.
 
     Raises:
         ValueError: for a report without records, names that do not line up, masks of a
-            record that is not there or of another shape or type.
+            record that is not there or of another shape or type, and for times that cannot be.
         ImportError: where jinja2 or plotly is missing, naming the extra.
 
     Example:
@@ -49,7 +63,7 @@ def to_html(subject: Subject, path: str | os.PathLike[str], *, masks: Masks | No
         ...
         ValueError: report 'nothing' has no records: there is nothing to show
     """
-    text = _render(as_report(subject), masks)
+    text = _render(*_parts(subject, list(speed)), masks)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -61,7 +75,14 @@ def to_html(subject: Subject, path: str | os.PathLike[str], *, masks: Masks | No
     return target
 
 
-def _render(report: Report, masks: Masks | None) -> str:
+def _parts(subject: Subject | Speed, speed: list[Speed]) -> tuple[Report, list[Speed]]:
+    if isinstance(subject, Explanation | Rivals):
+        return Report(subject.title or "Packed model", (), ()), [subject, *speed]
+    bare = bool(speed) and isinstance(subject, Report) and not subject.records
+    return (subject if bare else as_report(subject)), speed  # type: ignore[return-value]
+
+
+def _render(report: Report, speed: list[Speed], masks: Masks | None) -> str:
     jinja2, markup = need("jinja2"), need("markupsafe").Markup
     scripts = {"boot": _asset("boot.js"), "plotly": need("plotly.offline").get_plotlyjs(), "page": _asset("page.js")}
     for name, script in scripts.items():
@@ -69,14 +90,20 @@ def _render(report: Report, masks: Masks | None) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(_asset("page.html.j2"))
-    return template.render(
+    environment.loader = jinja2.DictLoader({name: _asset(name) for name in ("page.html.j2", "speed.html.j2")})
+    found = models(speed)
+    timed = speed_plots(found)
+    said = _headline(report, found)
+    return environment.get_template("page.html.j2").render(
         **_context(report, masks),
+        headline=said.replace(" ×", "\u00a0×").replace(" %", "\u00a0%"),
+        speed=speed_context(found, timed, said),
         policy=_policy(list(scripts.values())),
         css=markup(_asset("page.css")),
         scripts={name: markup(script) for name, script in scripts.items()},
-        payload=markup(_script_json(_payload(report))),
+        payload=markup(_script_json(_payload(report, timed))),
         records=markup(_script_json(report.to_record())),
+        speed_records=markup(_script_json([record.to_record() for record in speed])),
     )
 
 
@@ -86,7 +113,6 @@ def _context(report: Report, masks: Masks | None) -> dict[str, Any]:
         "title": report.title,
         "names": report.names,
         "everyone": list(enumerate(report.names)),
-        "headline": headline(report).replace(" ×", "\u00a0×").replace(" %", "\u00a0%"),
         "headline_grids": grids.headline_grids(report),
         "legend": LEGEND,
         "accuracy": plots.accuracy_plot(report) is not None,
@@ -108,7 +134,11 @@ def _context(report: Report, masks: Masks | None) -> dict[str, Any]:
     }
 
 
-def _payload(report: Report) -> dict[str, Any]:
+def _headline(report: Report, found: list[Model]) -> str:
+    return headline(report) if report.records else speed_headline(found)
+
+
+def _payload(report: Report, timed: dict[str, Plot]) -> dict[str, Any]:
     """What ``page.js`` draws: plots by name, and the layer plots of each record by its index."""
     drawn: dict[str, Any] = {
         "accuracy": plots.accuracy_plot(report),
@@ -119,7 +149,7 @@ def _payload(report: Report) -> dict[str, Any]:
     layers = {
         str(i): dict(plots.layer_plots(record, i)) for i, record in enumerate(report.records) if record.dense.layers
     }
-    return {"plots": {name: plot for name, plot in drawn.items() if plot is not None}, "layers": layers}
+    return {"plots": {name: plot for name, plot in drawn.items() if plot is not None} | timed, "layers": layers}
 
 
 def _policy(scripts: list[str]) -> str:

@@ -12,6 +12,7 @@ __all__ = [
     "accuracy",
     "accuracy_change",
     "data_size",
+    "duration",
     "latency",
     "latency_change",
     "percent",
@@ -58,6 +59,16 @@ def accuracy_change(dense: Accuracy | None, sparse: Accuracy | None) -> str:
 
 def _like(value: float, median: float) -> str:
     return f"{value:,.{decimals(median)}f}"
+
+
+def duration(ms: float) -> str:
+    """Milliseconds, or microseconds where there is less than a tenth of one.
+
+    Example:
+        >>> duration(25.04), duration(0.1), duration(0.00714)
+        ('25.0 ms', '0.100 ms', '7.14 µs')
+    """
+    return f"{three(ms)} ms" if ms >= 0.1 else f"{three(1e3 * ms)} µs"
 
 
 def latency(row: Latency) -> str:

@@ -6,13 +6,24 @@ theme, so that plots and text follow the same palette, dark and light.
 
 from __future__ import annotations
 
-import html
 import math
-import textwrap
 from typing import Any
 
 from secateur.records import Record, Report
 from secateur.report import numbers
+from secateur.report.plot_parts import (
+    DENSE,
+    Plot,
+    bar_layout,
+    colour,
+    hover,
+    layer_label,
+    log_ticks,
+    record_label,
+    safe,
+    short,
+    title,
+)
 from secateur.report.series import (
     SYMBOLS,
     Bars,
@@ -24,17 +35,7 @@ from secateur.report.series import (
     schedule_runs,
 )
 
-__all__ = ["Plot", "accuracy_plot", "bytes_plots", "colour", "latency_plots", "layer_plots", "schedule_plot"]
-
-Plot = dict[str, Any]
-
-DENSE = "var(--dense)"
-LABEL = 30  # characters of a name beside an axis
-
-
-def colour(record: int) -> str:
-    """The colour of a record, the same in every plot."""
-    return f"var(--c{record % len(SYMBOLS)})"
+__all__ = ["accuracy_plot", "bytes_plots", "latency_plots", "layer_plots", "schedule_plot"]
 
 
 def accuracy_plot(report: Report) -> Plot | None:
@@ -46,12 +47,12 @@ def accuracy_plot(report: Report) -> Plot | None:
         {
             "type": "scatter",
             "mode": "markers",
-            "name": _safe(point.name),
+            "name": safe(point.name),
             "x": [point.compression],
             "y": [100 * point.top1],
             "error_y": {"type": "data", "array": [100 * point.standard_error], "color": tint, "thickness": 1.5},
             "marker": {"color": tint, "symbol": symbol, "size": 10},
-            "hovertext": [_hover(point.name, f"{point.compression:.2f} × compression", _points(point))],
+            "hovertext": [hover(point.name, f"{point.compression:.2f} × compression", _points(point))],
             "hoverinfo": "text",
         }
         for point in (*dense, *sparse)
@@ -61,11 +62,11 @@ def accuracy_plot(report: Report) -> Plot | None:
     low, high = min(ends) / 1.15, max(ends) * 1.25
     lines = [_dotted(100 * point.top1) for point in dense]
     names = [_dense_label(point.name, 100 * point.top1) for point in dense]
-    axis = {"type": "log", "range": [math.log10(low), math.log10(high)], "title": _title("compression ratio")}
+    axis = {"type": "log", "range": [math.log10(low), math.log10(high)], "title": title("compression ratio")}
     layout = {
         "height": 380,
-        "xaxis": {**axis, **_log_ticks(low, high)},
-        "yaxis": {"title": _title("accuracy"), "ticksuffix": " %", "automargin": True},
+        "xaxis": {**axis, **log_ticks(low, high, " ×")},
+        "yaxis": {"title": title("accuracy"), "ticksuffix": " %", "automargin": True},
         "shapes": lines,
         "annotations": names,
     }
@@ -88,14 +89,7 @@ def _dotted(y: float) -> Plot:
 def _dense_label(name: str, y: float) -> Plot:
     # on a logarithmic axis an annotation stands at the exponent: 0 is a compression of 1
     place = {"x": 0, "xanchor": "left", "xshift": 8, "y": y, "yanchor": "bottom", "showarrow": False}
-    return {**place, "text": _safe(f"{_short(name)}, dense"), "font": {"color": "var(--soft)", "size": 12}}
-
-
-def _log_ticks(low: float, high: float) -> Plot:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
-    inside = [tick for tick in ticks if low <= tick <= high]
-    return {"tickvals": inside, "ticktext": [f"{tick:g} ×" for tick in inside]}
+    return {**place, "text": safe(f"{short(name)}, dense"), "font": {"color": "var(--soft)", "size": 12}}
 
 
 def layer_plots(record: Record, index: int) -> list[tuple[str, Plot]]:
@@ -109,7 +103,7 @@ def layer_plots(record: Record, index: int) -> list[tuple[str, Plot]]:
     for what, dense, kept in both:
         labels = [f"{100 * k / d:.1f} %" if d else numbers.MISSING for d, k in zip(dense, kept, strict=True)]
         hover = [
-            _hover(row.name, f"{k:,} of {d:,} {what} kept", row.kind)
+            hover(row.name, f"{k:,} of {d:,} {what} kept", row.kind)
             for row, d, k in zip(rows, dense, kept, strict=True)
         ]
         common = {"type": "bar", "orientation": "h", "y": list(range(len(rows))), "hovertext": hover}
@@ -118,7 +112,7 @@ def layer_plots(record: Record, index: int) -> list[tuple[str, Plot]]:
         under |= {"text": labels, "textposition": "outside", "cliponaxis": False}
         over = {**common, "name": "kept", "x": kept, "marker": {"color": colour(index)}, "width": 0.76}
         reach = 1.16 * max([1, *dense, *kept])
-        layout = _bar_layout([_layer_label(row.name) for row in rows], 22, reach, "")
+        layout = bar_layout([layer_label(row.name) for row in rows], 22, reach, "")
         plots.append((what, {"data": [under, over], "layout": layout}))
     return plots
 
@@ -132,13 +126,13 @@ def schedule_plot(report: Report) -> Plot | None:
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": _safe(run.name),
+            "name": safe(run.name),
             "x": [point.step for point in run.points],
             "y": [100 * point.sparsity for point in run.points],
             "line": {"shape": "hv", "color": colour(run.record), "width": 2},
             "marker": {"symbol": SYMBOLS[run.record % len(SYMBOLS)], "size": 7, "color": colour(run.record)},
             "hovertext": [
-                _hover(run.name, f"step {p.step:,}: {100 * p.sparsity:.1f} % removed", f"{p.kept:,} kept")
+                hover(run.name, f"step {p.step:,}: {100 * p.sparsity:.1f} % removed", f"{p.kept:,} kept")
                 for p in run.points
             ],
             "hoverinfo": "text",
@@ -147,8 +141,8 @@ def schedule_plot(report: Report) -> Plot | None:
     ]
     layout = {
         "height": 340,
-        "xaxis": {"title": _title("step"), "rangemode": "tozero"},
-        "yaxis": {"title": _title("sparsity"), "ticksuffix": " %", "rangemode": "tozero", "automargin": True},
+        "xaxis": {"title": title("step"), "rangemode": "tozero"},
+        "yaxis": {"title": title("sparsity"), "ticksuffix": " %", "rangemode": "tozero", "automargin": True},
     }
     return {"data": traces, "layout": layout}
 
@@ -194,7 +188,7 @@ def _latency_plot(bars: Bars) -> Plot:
                     "width": 4,
                 },
                 "hovertext": [
-                    _hover(
+                    hover(
                         name,
                         f"{side} {numbers.latency(row)} ms",
                         f"{ratio:.2f} ×, dense against itself {own[0]:.2f} to {own[1]:.2f} ×",
@@ -205,7 +199,7 @@ def _latency_plot(bars: Bars) -> Plot:
             }
         )
     reach = 1.04 * max(row.high_ms for _, _, *pair, _, _ in bars.rows for row in pair)
-    layout = _bar_layout(list(map(_record_label, names)), 44, reach, " ms", pixels=80)
+    layout = bar_layout(list(map(record_label, names)), 44, reach, " ms", pixels=80)
     layout["shapes"] = [_band(place, row[2].median_ms, row[5]) for place, row in enumerate(bars.rows)]
     return {"data": traces, "layout": layout}
 
@@ -237,51 +231,10 @@ def _bytes_plot(members: list[tuple[int, str, Record]]) -> Plot:
             "x": values,
             "y": [place + offset for place in range(len(records))],
             "marker": {"color": tint, "opacity": opacity},
-            "hovertext": [_hover(name, side, f"{value:,} bytes") for name, value in zip(names, values, strict=True)],
+            "hovertext": [hover(name, side, f"{value:,} bytes") for name, value in zip(names, values, strict=True)],
             "hoverinfo": "text",
         }
         for side, offset, values, tint, opacity in sides
     ]
     reach = 1.04 * max(value for _, _, values, _, _ in sides for value in values)
-    return {"data": traces, "layout": _bar_layout(list(map(_record_label, names)), 46, max(1, reach), "B", pixels=80)}
-
-
-def _bar_layout(labels: list[str], row: int, reach: float, suffix: str, pixels: int = 60) -> Plot:
-    places = list(range(len(labels)))
-    tick = {"tickvals": places, "ticktext": [label + "  " for label in labels]}
-    prefixed = {} if suffix == " ms" else {"tickformat": "~s"}
-    return {
-        "height": pixels + row * max(1, len(labels)),
-        "barmode": "overlay",
-        "xaxis": {"range": [0, reach], "ticksuffix": suffix, "nticks": 6, **prefixed},
-        "yaxis": {**tick, "range": [len(labels) - 0.5, -0.5], "automargin": True, "showgrid": False, "zeroline": False},
-        "margin": {"t": 8, "b": 36, "l": 8, "r": 16},
-    }
-
-
-def _title(text: str) -> Plot:
-    return {"text": text, "font": {"size": 13}, "standoff": 12}
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LABEL else name[: LABEL - 1] + "…"
-
-
-def _layer_label(name: str) -> str:
-    """Module paths differ at their ends."""
-    return _safe(name if len(name) <= LABEL else "…" + name[1 - LABEL :])
-
-
-def _record_label(name: str) -> str:
-    """Up to two lines, so that a telephone has room for the bars."""
-    lines = textwrap.wrap(name, LABEL // 2 + 2, max_lines=2, placeholder="…") or [""]
-    return "<br>".join(map(_safe, lines))
-
-
-def _safe(text: str) -> str:
-    """Plotly reads a subset of HTML, and TeX between dollar signs; a name is neither."""
-    return html.escape(text, quote=False).replace("$", "&#36;")
-
-
-def _hover(name: str, *lines: str) -> str:
-    return "<br>".join([f"<b>{_safe(name)}</b>", *map(_safe, lines)])
+    return {"data": traces, "layout": bar_layout(list(map(record_label, names)), 46, max(1, reach), "B", pixels=80)}

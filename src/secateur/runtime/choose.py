@@ -60,6 +60,7 @@ class LayerTime:
         us: in the program.
         dense_us: in torch, bias and activation included.
         tried: every candidate and its time.
+        weight_bytes: of the packed weight.
     """
 
     name: str
@@ -67,6 +68,7 @@ class LayerTime:
     us: float
     dense_us: float
     tried: Mapping[str, float]
+    weight_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +195,8 @@ def choose(
     *us, dense_us = interleaved([*(partial(run.run, inputs) for _, run in runs), lambda: reference(graph, inputs)])
     fastest = us.index(min(us))
     layers = tuple(
-        LayerTime(node.name, best[name], final[name], dense[name], by_layer[name]) for name, node in weighted.items()
+        LayerTime(node.name, best[name], final[name], dense[name], by_layer[name], packed[name, best[name]].nbytes)
+        for name, node in weighted.items()
     )
     other = sum(final.values()) - sum(layer.us for layer in layers)
     backend, program = runs[fastest]

@@ -135,8 +135,10 @@ def rebuild(
     else:
         program = share(graph, packed, lanes, threads, backend, inputs)
     layers = tuple(
-        LayerTime(node.name, layouts[node.output], us, dense_us, {layouts[node.output]: us})
-        for node, us, dense_us in zip(nodes, entry["layers_us"], entry["layers_dense_us"], strict=True)
+        LayerTime(node.name, layout, us, dense_us, {layout: us}, packed[node.output].nbytes)
+        for node, layout, us, dense_us in zip(
+            nodes, entry["layouts"], entry["layers_us"], entry["layers_dense_us"], strict=True
+        )
     )
     return Chosen(
         program, backend, layouts, layers, entry["other_us"], entry["us"], entry["dense_us"], entry["samples"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -12,7 +13,6 @@ from torch.export import ExportedProgram
 from torch.fx.passes.tools_common import legalize_graph
 
 from secateur.deploy.pack.capture import Example, capture, example_of
-from secateur.deploy.pack.explain import Explanation
 from secateur.deploy.pack.lowering import lower
 from secateur.deploy.pack.parts import Parts, chained
 from secateur.deploy.pack.region import RegionModule
@@ -22,9 +22,11 @@ from secateur.model.quietly import quietly
 from secateur.model.registry import find_masks
 from secateur.native.loading import core, never_traced
 from secateur.native.threads import usable_threads
+from secateur.records import Explanation
 from secateur.runtime.cache import Cache
 from secateur.runtime.choose import interleaved
 from secateur.runtime.remember import structure
+from secateur.runtime.roofs import measure_roofs
 
 __all__ = ["PackedModel", "pack"]
 
@@ -92,13 +94,24 @@ class PackedModel(nn.Module):
         with torch.no_grad():
             return run(*args, **kwargs)
 
-    def explain(self) -> Explanation:
+    def explain(self, roofs: bool = False) -> Explanation:
         """Where the time goes, layer by layer, as measured when the model was packed.
+
+        Args:
+            roofs: measure what this machine reaches at most, too (half a second, once in a process): the report draws
+                its roofline with them.
 
         Returns:
             A record with one line per layer; ``print`` shows a table.
         """
-        return self._parts.explain()
+        found = self._parts.explain()
+        dense = self._parts.dense
+        found = found if dense is None else replace(found, title=type(dense).__name__)
+        if not roofs or not found.layers:
+            return found
+        if core is None:
+            return replace(found, no_roofs="the C++ core is absent, which measures them")
+        return replace(found, roofs=measure_roofs())
 
     def train(self, mode: bool = True) -> PackedModel:
         """Packed models do not train."""
@@ -265,7 +278,13 @@ def _measured(
                 cache.put(key, known)
         us, dense_us = known["us"], known["dense_us"]
     chosen = run if us < dense_us else model
-    return PackedModel(Parts(model, graph if direct is None else None, regions, chosen, (us, dense_us)))
+    parts = Parts(model, graph if direct is None else None, regions, chosen, (us, dense_us), samples=_samples(example))
+    return PackedModel(parts)
+
+
+def _samples(example: Example) -> int:
+    values = [*example[0], *example[1].values()]
+    return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 0)
 
 
 def _key(model: nn.Module, graph: fx.GraphModule, regions: list[RegionModule], example: Example) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from secateur.deploy.pack.explain import Explanation, explained
+from secateur.deploy.pack.explain import explained
 from secateur.deploy.pack.region import RegionModule
+from secateur.records import Explanation
 
 __all__ = ["Parts", "chained"]
 
@@ -45,7 +46,7 @@ class Parts:
         if self.explanation is None:
             if self.times is None:
                 self.times = self._decided()
-            self.explanation = explained(self.regions, *self.times)
+            self.explanation = explained(self.regions, *self.times, self.samples)
         return self.explanation
 
     def _decided(self) -> tuple[float, float]:

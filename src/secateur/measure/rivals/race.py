@@ -12,10 +12,10 @@ from torch import nn
 
 from secateur.measure.latency import batch_of, repeated
 from secateur.measure.rivals.case import write_case
-from secateur.measure.rivals.result import Rivals
 from secateur.measure.rivals.rows import rivals_of
 from secateur.measure.rivals.runtimes import DEFAULT, Runtime, chosen
 from secateur.measure.rivals.turns import Race, Settings
+from secateur.records import Rivals
 
 __all__ = ["compare", "compare_all"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.measure.rivals.result import RivalRow, Rivals
+from secateur.records.rivals import RivalRow, Rivals
 
 __all__ = ["as_text"]
 

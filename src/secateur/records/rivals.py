@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from secateur.records import Environment, Jsonable
+from secateur.records.base import Jsonable
+from secateur.records.measured import Environment
 
 __all__ = ["RivalRow", "Rivals", "Status"]
 
@@ -101,7 +102,7 @@ class Rivals(Jsonable):
 
     def __str__(self) -> str:
         """The table as text."""
-        from secateur.measure.rivals.table import as_text
+        from secateur.records.rivals_text import as_text
 
         return as_text(self)
 
