@@ -225,7 +225,9 @@ def test_pack_in_int8() -> None:
     fast = sc.pack(net, x, threads=1, dtype=torch.int8, cache=False)
     lines = next(iter(fast.regions[0].chosen.values())).layers
     assert all(line.layout.endswith("int8") for line in lines)
-    assert not any("int8" in name for line in next(iter(plain.regions[0].chosen.values())).layers for name in line.tried)
+    assert not any(
+        "int8" in name for line in next(iter(plain.regions[0].chosen.values())).layers for name in line.tried
+    )
     assert "int8" in str(fast.explain())
     with torch.no_grad():
         error = (fast(x) - net(x)).abs().max()
