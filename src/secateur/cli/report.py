@@ -97,7 +97,7 @@ def _speed_of(value: Any, path: Path) -> list[Explanation | Rivals]:
     from dataclasses import replace
 
     from secateur.records import Explanation, Rivals
-    from secateur.report.speed import check_speed
+    from secateur.report.speed_check import check_speed
 
     one = isinstance(value, dict) and {"layers", "other_us", "us"} <= set(value)
     races = value if isinstance(value, list) else [value]
