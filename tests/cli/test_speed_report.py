@@ -35,7 +35,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_any_mix_is_told_apart_by_content(run: Any, folder: Path) -> None:
     (folder / "record.json").rename(folder / "explain_not.json")
-    printed = run("report", "bench.json", "explain_not.json", "explain.json", "-o", "page.html", "--title", "All").stdout
+    printed = run(
+        "report", "bench.json", "explain_not.json", "explain.json", "-o", "page.html", "--title", "All"
+    ).stdout
     assert "wrote page.html" in printed
     page = read_page(folder / "page.html")
     plots = page.script_json("payload")["plots"]
