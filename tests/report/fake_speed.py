@@ -9,7 +9,7 @@ from typing import Any
 from secateur.records import Bandwidth, Explanation, LayerLine, Report, RivalRow, Rivals, Roofs
 from tests.report.fake import ENVIRONMENT
 
-__all__ = ["fake_explanation", "fake_line", "fake_race", "fake_roofs"]
+__all__ = ["fake_explanation", "fake_line", "fake_race", "fake_roofs", "many_layers"]
 
 KIB = 1 << 10
 # name, precision, dense, milliseconds: the last three have none

@@ -13,6 +13,7 @@ import pytest
 from secateur.records import Report
 from secateur.report import to_html
 from tests.report.fake import fake_record
+from tests.report.fake_speed import fake_explanation, fake_line, fake_race, many_layers
 from tests.report.test_html import EVIL
 
 pytestmark = pytest.mark.browser
@@ -98,6 +99,24 @@ def test_the_dark_theme_reaches_the_plots_and_evil_names_run_nothing(tmp_path: P
     assert accuracy.count("fill: rgb(90, 169, 230)") == 1
     assert accuracy.count("fill: rgb(0, 114, 178)") == 0
     assert dom.partition("<script type=")[0].count("<img") == 0
+
+
+@pytest.mark.parametrize(("scheme", "window"), [(1, "1200,900"), (0, "400,800")])
+def test_the_latency_page_is_drawn(tmp_path: Path, scheme: int, window: str) -> None:
+    lines = [fake_line(EVIL), *many_layers(120), fake_line("slow", us=9.0)]
+    speed = [fake_explanation(*lines), fake_race(), fake_explanation(title="other")]
+    page = to_html(Report("Speed", (), ()), tmp_path / "speed.html", speed=speed)
+    theme = f"--blink-settings=preferredColorScheme={scheme}"
+    dom = opened(page, tmp_path / "profile", theme, f"--window-size={window}")
+    assert root(dom)["data-errors"] == "0", root(dom).get("data-last-error")
+    assert root(dom)["data-theme"] == ("light" if scheme else "dark")
+    expected = ["race-0-0", "speed-layers-0-0", "roofline-0-0", "whole-1-0", "speed-layers-1-0", "roofline-1-0"]
+    assert drawn(dom) == expected
+    layers = part(dom, "speed-layers-0-0").partition('<div data-plot="roofline')[0]
+    assert len(re.findall(r'<g class="point">', layers)) == 2 * 122
+    points = part(dom, "roofline-0-0")
+    assert len(re.findall(r'<path class="point"', points)) == 122
+    assert len(re.findall(r'<path class="js-line"', points)) == 4
 
 
 def test_an_error_in_the_page_is_seen(tmp_path: Path, page: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_record_has_levels_from_near_to_far(monkeypatch: pytest.MonkeyPatch)
     assert [band.holds for band in found.bandwidths] == [1 << 20, 16 << 20, None]
     assert [band.array for band in found.bandwidths] == [1 << 19, 4 << 20, 64 << 20]
     numbers = [found.gflops, found.gflops_bf16, *(band.gbps for band in found.bandwidths)]
-    assert all(math.isfinite(number) and number > 0 for number in numbers)
+    assert all(0.01 < number < 1e5 for number in numbers)  # 10^9 per second, and no NaN
     assert found.isa == core.active.isa
     assert Roofs.from_record(found.to_record()) == found
 

@@ -97,15 +97,15 @@ def _speed_of(value: Any, path: Path) -> list[Explanation | Rivals]:
     from dataclasses import replace
 
     from secateur.records import Explanation, Rivals
-    from secateur.report.speed import check_speed
+    from secateur.report.speed_check import check_speed
 
     one = isinstance(value, dict) and {"layers", "other_us", "us"} <= set(value)
-    races = value if isinstance(value, list) else [value]
+    races: list[Any] = value if isinstance(value, list) else [value]
     race = bool(races) and all(isinstance(each, dict) and {"rows", "turn_s"} <= set(each) for each in races)
     if not one and not race:
         return []
     try:
-        made = [Explanation.from_record(value)] if one else [Rivals.from_record(each) for each in races]
+        made = [Explanation.from_record(races[0])] if one else [Rivals.from_record(each) for each in races]
         for each in made:
             check_speed(each)
     except (ValueError, TypeError, AttributeError) as error:

@@ -20,7 +20,8 @@ from secateur.report.headline import headline
 from secateur.report.pictures import Masks, pictures
 from secateur.report.plot_parts import Plot
 from secateur.report.series import DARK, DENSE, LIGHT
-from secateur.report.speed import Model, Speed, models
+from secateur.report.speed import Model, models
+from secateur.report.speed_check import Speed
 from secateur.report.speed_page import speed_context, speed_plots
 from secateur.report.speed_words import speed_headline
 from secateur.report.subject import Subject, as_report, need

@@ -102,11 +102,11 @@ def layer_plots(record: Record, index: int) -> list[tuple[str, Plot]]:
     plots: list[tuple[str, Plot]] = []
     for what, dense, kept in both:
         labels = [f"{100 * k / d:.1f} %" if d else numbers.MISSING for d, k in zip(dense, kept, strict=True)]
-        hover = [
+        said = [
             hover(row.name, f"{k:,} of {d:,} {what} kept", row.kind)
             for row, d, k in zip(rows, dense, kept, strict=True)
         ]
-        common = {"type": "bar", "orientation": "h", "y": list(range(len(rows))), "hovertext": hover}
+        common = {"type": "bar", "orientation": "h", "y": list(range(len(rows))), "hovertext": said}
         common["hoverinfo"] = "text"
         under = {**common, "name": "dense", "x": dense, "marker": {"color": "var(--dense-bar)"}, "width": 0.76}
         under |= {"text": labels, "textposition": "outside", "cliponaxis": False}

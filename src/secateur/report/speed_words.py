@@ -25,7 +25,7 @@ def _model_sentence(model: Model) -> str:
 
 def race_sentence(race: Rivals) -> str:
     """The fastest sparse runtime against the best dense one of either precision."""
-    timed = [row for row in race.rows if row.median_ms is not None and not row.twin_of]
+    timed = [row for row in race.rows if row.status == "timed" and not row.twin_of]
     sparse = _fastest([row for row in timed if not row.dense])
     best = _fastest([row for row in timed if row.name == race.best])
     half = _fastest([row for row in timed if row.dense and row.precision != "float32"])
@@ -68,7 +68,7 @@ def whole_sentence(found: Explanation) -> str:
 
 def layers_sentence(found: Explanation) -> str:
     """Which layers take most of the time, and how much lies between them."""
-    whole = found.programs_us
+    whole = max(found.programs_us, sum(line.us for line in found.layers))  # noise may make a difference negative
     largest = sorted(found.layers, key=lambda line: -line.us)[:_NAMED]
     named = ", ".join(f"{line.name} ({100 * line.us / whole:.0f} %)" for line in largest)
     between = f"{numbers.three(found.other_us)} µs ({100 * found.other_us / whole:.0f} %)"

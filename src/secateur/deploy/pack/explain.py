@@ -31,9 +31,7 @@ def _lines(region: RegionModule, chosen: Chosen, number: int) -> list[LayerLine]
 def _line(graph: Graph, node: Node, layer: LayerTime, chosen: Chosen, number: int) -> LayerLine:
     weight, samples = node.weight, chosen.samples
     assert weight is not None
-    places = (
-        samples * graph.floats(node.output) // len(weight)
-    )  # each weight takes part once at each place of a channel
+    places = samples * graph.floats(node.output) // max(len(weight), 1)  # of a channel: a weight takes part at each
     return LayerLine(
         name=node.name,
         sparsity=node.sparsity,
