@@ -102,7 +102,7 @@ def layouts_of(graph: Graph, node: Node, lanes: int, dtype: torch.dtype = torch.
 
 
 def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packed | PackedConv:
-    """The weight of a layer in a layout, cut for so many threads; ``dense``, ``dense-bf16`` and ``dense-int8`` keep every zero."""
+    """The weight of a layer in a layout, cut for so many threads; ``dense`` and ``dense-*`` keep every zero."""
     weight, cut = node.weight, cut_of(graph, node, layout, threads)
     assert weight is not None
     dense = layout.startswith("dense")

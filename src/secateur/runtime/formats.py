@@ -30,7 +30,7 @@ class Packed:
         layout: a name of ``LAYOUTS``, ``PAIR_LAYOUTS`` or ``QUAD_LAYOUTS``.
         shape: of the weight, ``(M, K)``.
         pieces: how it was cut.
-        streams: the tensors ``counts``, ``index`` and ``values`` of the layout; in int8 also ``scales`` and ``sums``, of
+        streams: the tensors ``counts``, ``index`` and ``values`` of the layout; in int8 also ``scales`` and ``sums`` of
             each output.
 
     Raises:
@@ -47,7 +47,9 @@ class Packed:
         self._streams = {name: _owned(streams, name, dtype) for name, dtype in _dtypes(layout, pieces).items()}
         for name in ("scales", "sums"):
             if name in self._streams and len(self._streams[name]) != shape[0]:
-                raise ValueError(f"packed weights: {name} has {len(self._streams[name])} numbers for {shape[0]} outputs")
+                raise ValueError(
+                    f"packed weights: {name} has {len(self._streams[name])} numbers for {shape[0]} outputs"
+                )
         self._reference: tuple[Tensor, Tensor] | None = None
         self._nnz: int | None = None
         self.native: Any = None if core is None else self.handle(core.active)
@@ -115,7 +117,9 @@ class Packed:
             numbers, mask = self.integers()
             return torch.where(mask, numbers * self.scales[:, None], 0.0), mask
         weight, mask = self._words()
-        return from_words(weight, mask, cols) if layout.inputs == 2 else (torch.from_numpy(weight), torch.from_numpy(mask))
+        return (
+            from_words(weight, mask, cols) if layout.inputs == 2 else (torch.from_numpy(weight), torch.from_numpy(mask))
+        )
 
     def integers(self) -> tuple[Tensor, Tensor]:
         """Of a layout in int8: the weight ``[M, K]`` on its grid, and its mask."""
@@ -216,7 +220,9 @@ def _streams_of(weight: Tensor, mask: Tensor, layout: str, pieces: Pieces) -> di
     if table.inputs == 4:
         numbers, scales = quantised(weight, mask)
         return _quad_streams(numbers, mask, scales, layout, pieces)
-    dense, kept = to_words(weight, mask) if table.inputs == 2 else (weight.contiguous().numpy(), mask.contiguous().numpy())
+    dense, kept = (
+        to_words(weight, mask) if table.inputs == 2 else (weight.contiguous().numpy(), mask.contiguous().numpy())
+    )
     counts, index, values = _packed_streams(dense, kept, layout, pieces)
     halves = torch.from_numpy(values.view("i2")).view(torch.bfloat16) if table.inputs == 2 else torch.from_numpy(values)
     return {"counts": counts, "index": index, "values": halves}
