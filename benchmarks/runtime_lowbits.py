@@ -61,7 +61,7 @@ def bare(packed: Packed, samples: int) -> Call:
 
 
 def packed_calls(weight: Tensor, x: Tensor) -> dict[str, Call]:
-    """Format inputs layout" -> the checked function on a packed weight, compared with the float32 product."""
+    """Names of format, inputs and layout -> the checked function, compared with the float32 product."""
     calls: dict[str, Call] = {}
     for inputs in (1, 2, 4):
         mask = (torch.rand(len(weight), weight.shape[1] // inputs) >= SPARSITY).repeat_interleave(inputs, 1)

@@ -20,6 +20,7 @@ from secateur.runtime.choose import choose, fits, pack_layer
 from secateur.runtime.graph import Graph, Node
 from secateur.runtime.program import LANES, Program
 from secateur.runtime.quads import LONGEST
+from secateur.runtime.remember import entry_of, rebuild, structure
 from tests.native.oracle import instruction_sets, needs_core
 from tests.runtime.int8_oracle import product, some_mask
 from tests.runtime.oracle import activated
@@ -187,6 +188,22 @@ def test_all_candidates_pack(lanes: int) -> None:
     assert fits(graph, {"y": names[-1]}, lanes, torch.int8)
     assert not fits(graph, {"y": names[-1]}, lanes)
     assert not fits(graph, {"y": names[-1]}, lanes, torch.bfloat16)
+
+
+@needs_core
+def test_choices_are_remembered_apart_from_those_of_other_formats() -> None:
+    node = Node(
+        kind="linear", inputs=("x",), output="y", weight=torch.randn(32, 32) * some_mask(32, 32, 0.1, "quads-int8")
+    )
+    graph = Graph((node,), {"x": (32,), "y": (32,)}, ("x",), ("y",))
+    assert len({structure(graph, 64, dtype) for dtype in (torch.int8, torch.bfloat16, torch.float32)}) == 3
+    x = [torch.randn(64, 32)]
+    chosen = choose(graph, x, 64, {"y": "quads-int8"}, dtype=torch.int8)
+    entry = entry_of(graph, chosen)
+    again = rebuild(graph, entry, x, 1, dtype=torch.int8)
+    assert again is not None
+    assert torch.equal(again.program.run(x)[0], chosen.program.run(x)[0])
+    assert rebuild(graph, entry, x, 1) is None
 
 
 @needs_core
