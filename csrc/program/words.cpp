@@ -52,7 +52,8 @@ void measure_grid(const KernelTable& table, const Source& source, size_t part, c
 
 void to_words(const KernelTable& table, Word word, const Source& source, size_t first, size_t columns,
               const secateur_grid& grid, float* words) {
-  const size_t inputs = inputs_of(word), share = panel::run / inputs;  // words of a run of features
+  const size_t inputs = inputs_of(word);
+  const size_t share = source.rows ? panel::run : panel::run / inputs;  // words between two rows of zeros, of x or these
   const size_t lanes = source.lanes, n = source.samples;
   for (size_t at = first; at < first + columns; at += share) {
     const size_t taken = std::min(share, first + columns - at), feature = inputs * at;

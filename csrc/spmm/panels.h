@@ -121,20 +121,6 @@ void rows_of_width(const secateur_stream& stream, const secateur_panel& panel) {
   }
 }
 
-constexpr bool backwards = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
-
-// Room for four indices.
-template <typename Index>
-struct Four;
-template <>
-struct Four<uint8_t> {
-  typedef uint32_t type;
-};
-template <>
-struct Four<uint16_t> {
-  typedef uint64_t type;
-};
-
 // Four rows in step: no branch depends on the weights but the number of steps, which seldom changes from group to group.
 template <typename Math, int L, int V, size_t W, typename Index>
 void even_of_width(const secateur_stream& stream, const secateur_panel& panel) {

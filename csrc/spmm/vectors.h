@@ -65,6 +65,20 @@ SECATEUR_INLINE void splat4(const float* p, Vector<L> (&out)[4]) {
   for (int i = 0; i < 4; ++i) out[i] = splat<L>(p[i]);
 }
 
+constexpr bool backwards = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
+
+// Room for four indices.
+template <typename Index>
+struct Four;
+template <>
+struct Four<uint8_t> {
+  typedef uint32_t type;
+};
+template <>
+struct Four<uint16_t> {
+  typedef uint64_t type;
+};
+
 // What a word of weights and one of activations are, and how their product joins a sum: float32. bf16.h and int8.h have
 // others. `whole`: sums are integers until the end.
 struct Singles {

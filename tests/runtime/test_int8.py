@@ -178,7 +178,7 @@ def test_ties_go_to_even_numbers(isa: str, layout: str) -> None:
 @pytest.mark.parametrize("layout", QUAD_LAYOUTS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_sample_that_is_not_finite_comes_out_as_nan(isa: str, layout: str, value: float) -> None:
-    """All of its outputs, wherever the value stands, removed weights and empty rows or not; the others are untouched."""
+    """All of its outputs, wherever the value stands, empty rows too; the others are untouched."""
     rows, cols = 33, 71
     weight, mask = torch.rand(rows, cols) + 0.5, some_mask(rows, cols, 0.2, layout)
     mask[:, 40:44] = False  # a quad that nobody reads

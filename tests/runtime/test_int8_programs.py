@@ -1,4 +1,4 @@
-"""Programs and `pack` in int8: values stay float32 between layers, formats side by side, candidates, files, refusals."""
+"""Programs and `pack` in int8: values stay float32 between layers, formats side by side, candidates, files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.deploy.pack.packed import PackedModel
 from secateur.native.loading import core
 from secateur.runtime import Packed, Pieces, pack
 from secateur.runtime.candidates import candidates, pattern_of
@@ -19,6 +20,7 @@ from secateur.runtime.choose import choose, fits, pack_layer
 from secateur.runtime.graph import Graph, Node
 from secateur.runtime.program import LANES, Program
 from secateur.runtime.quads import LONGEST
+from secateur.runtime.remember import entry_of, rebuild, structure
 from tests.native.oracle import instruction_sets, needs_core
 from tests.runtime.int8_oracle import product, some_mask
 from tests.runtime.oracle import activated
@@ -129,7 +131,10 @@ def test_rows_that_are_not_there_pass_nothing_on() -> None:
     graph = Graph((first, second), {"x": (8,), "h": (101,), "y": (64,)}, ("x",), ("y",))
     uneven = torch.zeros(64, 101, dtype=torch.bool)
     uneven[0, :50] = True
-    weights = {"h": pack(first.weight, layout="block16-int8"), "y": pack(second.weight, uneven, "even")}
+    weights = {
+        "h": pack(torch.ones(101, 8), layout="block16-int8"),
+        "y": pack(torch.zeros(64, 101), uneven, "even"),
+    }
     x = torch.ones(20, 8)
     x[3] = torch.nan
     found = Program(graph, weights, 32, poison=True).run([x])[0]
@@ -183,6 +188,22 @@ def test_all_candidates_pack(lanes: int) -> None:
     assert fits(graph, {"y": names[-1]}, lanes, torch.int8)
     assert not fits(graph, {"y": names[-1]}, lanes)
     assert not fits(graph, {"y": names[-1]}, lanes, torch.bfloat16)
+
+
+@needs_core
+def test_choices_are_remembered_apart_from_those_of_other_formats() -> None:
+    node = Node(
+        kind="linear", inputs=("x",), output="y", weight=torch.randn(32, 32) * some_mask(32, 32, 0.1, "quads-int8")
+    )
+    graph = Graph((node,), {"x": (32,), "y": (32,)}, ("x",), ("y",))
+    assert len({structure(graph, 64, dtype) for dtype in (torch.int8, torch.bfloat16, torch.float32)}) == 3
+    x = [torch.randn(64, 32)]
+    chosen = choose(graph, x, 64, {"y": "quads-int8"}, dtype=torch.int8)
+    entry = entry_of(graph, chosen)
+    again = rebuild(graph, entry, x, 1, dtype=torch.int8)
+    assert again is not None
+    assert torch.equal(again.program.run(x)[0], chosen.program.run(x)[0])
+    assert rebuild(graph, entry, x, 1) is None
 
 
 @needs_core
@@ -246,6 +267,7 @@ def test_files(tmp_path: Path, blobs: bool, inputs: int) -> None:
     fast = sc.pack(net, x, threads=1, dtype=torch.int8, cache=False)
     sc.save(fast, tmp_path / "model", blobs=blobs)
     again = sc.load(tmp_path / "model")
+    assert isinstance(again, PackedModel)
     assert torch.equal(again(x), fast(x))
     assert again.regions[0].dtype == torch.int8
     assert all(line.layout.endswith("int8") for line in next(iter(again.regions[0].chosen.values())).layers)

@@ -17,8 +17,8 @@ def pattern_of(weight: Tensor) -> str:
     """Name the pattern of the zeros of a weight ``[M, ...]``.
 
     Returns:
-        ``dense``, ``blocks 16x1`` (8x1, 4x1: so many outputs by one input), ``blocks 1x4`` and
-        ``blocks 1x2`` (so many neighbouring inputs of an output), ``2:4`` (1:4, 4:8, 2:8: along the inputs) or ``unstructured``.
+        ``dense``, ``blocks 16x1`` (8x1, 4x1: so many outputs by one input), ``blocks 1x4`` (1x2: of one output by
+        so many inputs), ``2:4`` (1:4, 4:8, 2:8: along the inputs) or ``unstructured``.
 
     Example:
         >>> import torch

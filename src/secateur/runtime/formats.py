@@ -30,7 +30,7 @@ class Packed:
         layout: a name of ``LAYOUTS``, ``PAIR_LAYOUTS`` or ``QUAD_LAYOUTS``.
         shape: of the weight, ``(M, K)``.
         pieces: how it was cut.
-        streams: the tensors ``counts``, ``index`` and ``values`` of the layout; in int8 also ``scales`` and ``sums``, of
+        streams: the tensors ``counts``, ``index`` and ``values`` of the layout; in int8 also ``scales`` and ``sums`` of
             each output.
 
     Raises:
