@@ -36,7 +36,7 @@ Entry: TypeAlias = dict[str, Any]
 """What was chosen for one structure: plain JSON."""
 
 _FORMAT = 1
-_CUTS = 1  # raised when a name stands for another cut or packing than before
+_CUTS = 2  # raised when a name stands for another cut or packing than before
 _MOST_ENTRIES = 400
 _MOST_BYTES = 8 << 20
 _PATIENCE = 300  # tries of 10 ms

@@ -80,7 +80,8 @@ def _direct(x: Planes, y: Planes, window: Window, density: float, unit: int) -> 
     inputs = x.channels // window.groups
     step, taps, shift = _reach(x, window)
     if window.height * window.width == 1:
-        tile = min(vectors, 4 if unit == 4 else 6)
+        least, most = (4, 6) if unit == 4 else (6, 12)  # few channels: longer runs of every plane are written at once
+        tile = min(vectors, max(least, min(most, _COPIED // (lanes * inputs))))
         block = _DIRECT // (tile * lanes)
     else:
         tile = min(vectors, 12 if window.groups < x.channels else _LONGEST)
@@ -95,11 +96,19 @@ def _copied(x: Planes, y: Planes, window: Window, density: float, unit: int) -> 
         lanes = 16
     vectors = -(-y.width // lanes)
     tile = min(max(1, round((_LONGEST / 2 + 0.5) / vectors)), y.height)
-    rows = sum(tile + max(h * window.dilation // window.step for h in taps) for taps in _phases(window))
-    floats = window.width * rows * vectors * lanes
+    inputs = x.channels // window.groups
+    while 2 * tile <= min(y.height, 4) and inputs * _copied_floats(y, window, 2 * tile, lanes) <= _COPIED:
+        tile *= 2  # few channels, as of a stem: the weights are read less often
+    floats = _copied_floats(y, window, tile, lanes)
     block = (_COPIED if window.height * window.width > 1 else _DIRECT) // floats
     block = 2 * block if density < _SPARSE else block
-    return lanes, tile, _even(x.channels // window.groups, min(block, _REACH * 8 // floats))
+    return lanes, tile, _even(inputs, min(block, _REACH * 8 // floats))
+
+
+def _copied_floats(y: Planes, window: Window, tile: int, lanes: int) -> int:
+    """Of one channel, for a tile of so many rows."""
+    rows = sum(tile + max(h * window.dilation // window.step for h in taps) for taps in _phases(window))
+    return window.width * rows * -(-y.width // lanes) * lanes
 
 
 def _phases(window: Window) -> list[list[int]]:
