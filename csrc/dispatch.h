@@ -56,6 +56,8 @@ struct KernelTable {
   conv_gather_fn* conv_gather;
   conv_pool_fn* conv_pool;
   conv_mean_fn* conv_mean;
+  conv_pool_images_fn* conv_pool_images;
+  conv_mean_images_fn* conv_mean_images;
 };
 
 // A line of kernels.def as this machine sees it.

@@ -11,14 +11,13 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from secateur.runtime.build import Weights
 from secateur.runtime.candidates import candidates
 from secateur.runtime.columns import RUN
 from secateur.runtime.conv_cuts import Cut
-from secateur.runtime.conv_layouts import named_cuts
+from secateur.runtime.conv_layouts import beside_of, named_cuts
 from secateur.runtime.convolution import PackedConv
 from secateur.runtime.formats import Packed, pack, pieces_of
-from secateur.runtime.geometry import planes_of, window_of
+from secateur.runtime.geometry import Weights, planes_of, window_of
 from secateur.runtime.graph import Graph, Node, reference
 from secateur.runtime.layouts import Pieces
 from secateur.runtime.pairs import KNOWN
@@ -98,7 +97,7 @@ def layouts_of(graph: Graph, node: Node, lanes: int, dtype: torch.dtype = torch.
     assert node.weight is not None
     if node.kind != "conv":
         return candidates(node.weight, lanes, dtype)
-    return tuple(named_cuts(graph, node))
+    return tuple(name for name in named_cuts(graph, node) if beside_of(name) <= lanes)
 
 
 def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packed | PackedConv:
@@ -107,7 +106,7 @@ def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packe
     assert weight is not None
     dense = layout.startswith("dense")
     if isinstance(cut, Cut):
-        planes = planes_of(graph)
+        planes = planes_of(graph, beside_of(layout))
         return PackedConv(weight, cut, planes[node.inputs[0]], planes[node.output], window_of(node), dense)
     mask = torch.ones_like(weight, dtype=torch.bool) if dense else weight != 0
     return pack(weight, mask, _DENSE.get(layout, layout), cut)

@@ -26,6 +26,7 @@ from secateur.runtime.choose import cut_of, pack_layer
 from secateur.runtime.conv_cuts import Cut
 from secateur.runtime.convolution import PackedConv
 from secateur.runtime.formats import Packed
+from secateur.runtime.conv_layouts import beside_of
 from secateur.runtime.geometry import planes_of, window_of
 from secateur.runtime.graph import Graph, Node
 
@@ -103,7 +104,7 @@ class _Brought:
             return pack_layer(graph, node, layout, threads)
         kernel, _, streams = found
         if isinstance(cut, Cut):
-            planes = planes_of(graph)
+            planes = planes_of(graph, beside_of(layout))
             x, y = planes[node.inputs[0]], planes[node.output]
             return PackedConv.of_streams(streams, cut, x, y, window_of(node))
         assert node.weight is not None
