@@ -20,6 +20,7 @@ from secateur.runtime.formats import Packed, pack, pieces_of
 from secateur.runtime.geometry import Weights, planes_of, window_of
 from secateur.runtime.graph import Graph, Node, reference
 from secateur.runtime.layouts import Pieces
+from secateur.runtime.lineups import best_layouts, lineups
 from secateur.runtime.pairs import KNOWN
 from secateur.runtime.program import Program
 
@@ -41,6 +42,7 @@ BACKENDS = ("one", "own", "gomp")
 _DENSE = {"dense": "block16", "dense-bf16": "block16-bf16"}
 _ROUNDS = 7
 _TRIES = 3  # runs in a round; the fastest counts
+_SLOW, _FEW = 50_000.0, 3  # microseconds of a program that is timed in fewer rounds, without a second run in each
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +168,14 @@ def choose(
         for name, layouts in tries.items()
         for layout in layouts
     }
+    tried = [dict(given)] if given else lineups(graph, tries)
     programs = [
-        Program(graph, {name: packed[name, _at(layouts, i)] for name, layouts in tries.items()}, lanes)
-        for i in range(max(map(len, tries.values()), default=1))
+        Program(graph, {name: packed[name, layout] for name, layout in some.items()}, lanes) for some in tried
     ]
-    steps = _step_times(programs, inputs)
-    by_layer: dict[str, dict[str, float]] = {}
-    for name, layouts in tries.items():
-        by_layer[name] = {_at(layouts, i): steps[i][name] for i in range(len(layouts))}
-    best = {name: min(times, key=times.__getitem__) for name, times in by_layer.items()}
+    few = [x[:lanes] for x in inputs] if lanes > 1 and len(tried) > 1 else inputs  # one block says enough
+    best, by_layer = best_layouts(
+        graph, list(zip(tried, _step_times(programs, few), strict=True)), min(lanes, len(inputs[0]))
+    )
     program = Program(graph, {name: packed[name, layout] for name, layout in best.items()}, lanes)
     final = _step_times([program], inputs, tries=1)[0]
     dense = _dense_times(graph, inputs)
@@ -209,21 +210,19 @@ def share(graph: Graph, packed: Weights, lanes: int, threads: int, backend: str,
     return program
 
 
-def _at(layouts: tuple[str, ...], i: int) -> str:
-    return layouts[min(i, len(layouts) - 1)]
-
-
 def _step_times(programs: list[Program], inputs: list[Tensor], tries: int | None = None) -> list[dict[str, float]]:
     """Of every program, step -> microseconds: the median over rounds in which the programs take turns."""
-    tries = _TRIES if tries is None else tries
+    tries, rounds = _TRIES if tries is None else tries, _ROUNDS
+    if sum(us for program in programs for _, us in program.time(inputs)) > _SLOW * len(programs):
+        tries, rounds = 1, _FEW
     found: list[list[list[float]]] = [[] for _ in programs]
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for i, program in enumerate(programs):
             runs = [[us for _, us in program.time(inputs)] for _ in range(tries)]
             found[i].append([min(values) for values in zip(*runs, strict=True)])
     times: list[dict[str, float]] = []
-    for program, rounds in zip(programs, found, strict=True):
-        middle = [median(values) for values in zip(*rounds, strict=True)]
+    for program, values in zip(programs, found, strict=True):
+        middle = [median(several) for several in zip(*values, strict=True)]
         sums: dict[str, float] = {}
         for name, us in zip(program.names, middle, strict=True):
             sums[name] = sums.get(name, 0.0) + us
@@ -238,6 +237,8 @@ def _dense_times(graph: Graph, inputs: list[Tensor]) -> dict[str, float]:
         times: dict[str, float] = {}
         reference(graph, inputs, times)
         rounds.append(times)
+        if len(rounds) == _FEW and sum(times.values()) > _SLOW:
+            break
     return {name: median(times[name] for times in rounds) for name in rounds[0]}
 
 

@@ -125,9 +125,11 @@ class RegionModule(nn.Module):
         return self.given | {size: entry_of(self.graph, chosen) for size, chosen in self.chosen.items()}
 
     def _widths(self, samples: int) -> tuple[int, ...]:
-        """Panels to try: images go one by one, and so may a few samples."""
+        """Samples side by side to try. Of 16 images every layer may still go one by one; threads share them better."""
         if any(is_image(self.graph, value) for value in self.graph.shapes):
-            return (1,)
+            if samples <= 8:
+                return (1,)
+            return (16,) if self.threads == 1 else (16, 1)
         return (1, 16) if 1 < samples <= 8 else (lanes_of(samples),)
 
     def _checked(self, place: int, x: Tensor, samples: int) -> Tensor:
