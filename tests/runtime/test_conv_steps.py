@@ -41,7 +41,10 @@ def run(isa: str, inputs: list[tuple[Planes, Array]], y: Planes, step: StepOf) -
     """Convert, run ``step(places of the inputs, place of y)``, convert back; the padding of y is looked at, too."""
     at = np.cumsum([0, *(planes.floats for planes, _ in inputs), y.floats]).tolist()
     places = [place("arena", begin) for begin in at]
-    steps = [core.ToPlanes(core.table(isa), native_planes(planes), place("input", i), places[i]) for i, (planes, _) in enumerate(inputs)]
+    steps = [
+        core.ToPlanes(core.table(isa), native_planes(planes), place("input", i), places[i])
+        for i, (planes, _) in enumerate(inputs)
+    ]
     sums, z = probe(isa, y, (at[-2], at[-1]))
     steps += [step(places[:-2], places[-2]), sums]
     steps += [core.FromPlanes(core.table(isa), native_planes(y), places[-2], place("output", 0))]

@@ -25,9 +25,9 @@ __all__ = ["Build", "runs"]
 class Build:
     """Lays the values of a graph out and makes its steps.
 
-    A value is a panel of features (csrc/program/panel.h) or the planes of images (csrc/conv/planes.h), one after another
-    or 16 side by side. In a program of 16 lanes, neighbouring layers whose weights are packed for one image are a
-    *span*: its steps run together image by image, so that what they hand on stays in the caches.
+    A value is a panel of features (csrc/program/panel.h) or the planes of images (csrc/conv/planes.h), one after
+    another or 16 side by side. In a program of 16 lanes, neighbouring layers whose weights are packed for one image
+    are a *span*: its steps run together image by image, so that what they hand on stays in the caches.
 
     Args:
         graph: what to compute.
@@ -46,8 +46,7 @@ class Build:
         self._rounded: dict[str, int] = {}  # the same as pairs in bf16
         self._rows = {name: place for place, name in enumerate(graph.inputs)}  # row-major inputs
         self._left = {name: sum(node.inputs.count(name) for node in graph.nodes) for name in graph.shapes}
-        for name in graph.outputs:
-            self._left[name] += 1
+        self._left |= {name: self._left[name] + 1 for name in graph.outputs}
         self._beside = images_beside(graph, weights, lanes)  # value -> images side by side
         self._each = False  # whether steps go into a span
 
@@ -55,7 +54,7 @@ class Build:
         """The names of the values that the steps make, and the program."""
         graph = self.graph
         for alone, nodes in groupby(graph.nodes, self._alone):
-            self._span(list(nodes)) if alone else self._run(nodes)
+            (self._span if alone else self._run)(list(nodes))
         for place, name in enumerate(graph.outputs):
             if not self._lies(name):
                 continue
@@ -65,12 +64,8 @@ class Build:
             else:
                 features = graph.floats(name)
                 self.step("out", core.FromPanel(self.table, features, self.lanes, self.read(name), _output(place)))
-        native = core.Program(
-            self.lanes,
-            self._arena.size,
-            [graph.floats(name) for name in graph.inputs],
-            [graph.floats(name) for name in graph.outputs],
-        )
+        inputs, outputs = ([graph.floats(name) for name in names] for names in (graph.inputs, graph.outputs))
+        native = core.Program(self.lanes, self._arena.size, inputs, outputs)
         for _, step, each in self.steps:
             native.add(step, each)
         return [name for name, _, _ in self.steps], native
@@ -79,7 +74,7 @@ class Build:
         """Whether a node runs image by image in a program of 16 lanes."""
         return self.lanes > 1 and self._beside.get(node.output) == 1
 
-    def _run(self, nodes: Iterable[Node]) -> None:
+    def _run(self, nodes: list[Node]) -> None:
         for node in nodes:
             _STEPS[node.kind](self, node)
             self._free(self._read_out(node))
@@ -104,9 +99,8 @@ class Build:
         span: the next image needs all of it. What stays inside has one place for all images.
         """
         made = {node.output for node in nodes}
-        for name in dict.fromkeys(name for node in nodes for name in node.inputs):
-            if name not in made and name not in self._rows:
-                self.read(name, 1)
+        for name in {name: 0 for node in nodes for name in node.inputs if name not in made and name not in self._rows}:
+            self.read(name, 1)
         for node in nodes:
             inside = sum(other.inputs.count(node.output) for other in nodes)
             if self._left[node.output] > inside:
@@ -134,15 +128,15 @@ class Build:
         An input is brought there by its first reader, and so is a value that lies otherwise.
         """
         image = is_image(self.graph, name)
-        beside = beside or (self._beside[name] if image else self.lanes)
+        beside = beside or self._beside.get(name, self.lanes)
         if (name, beside) not in self._at:
             lies = self._lies(name)
             if not lies:
-                place, target = core.Place(core.Where.input, self._rows[name]), self._make(name, beside)
+                ends = core.Place(core.Where.input, self._rows[name]), self._make(name, beside)
                 if image:
-                    self.step("in", core.ToPlanes(self.table, native_planes(self.planes[beside][name]), place, target))
+                    self.step("in", core.ToPlanes(self.table, native_planes(self.planes[beside][name]), *ends))
                 else:
-                    self.step("in", core.ToPanel(self.table, self.graph.floats(name), self.lanes, place, target))
+                    self.step("in", core.ToPanel(self.table, self.graph.floats(name), self.lanes, *ends))
             else:
                 source, target = self._place(name, lies[0]), self._make(name, beside, self.lanes)
                 x, y = (native_planes(self.planes[lanes][name]) for lanes in (lies[0], beside))
@@ -168,7 +162,7 @@ class Build:
 
     def make(self, name: str) -> Any:
         """A place in the arena for a value."""
-        beside = self._beside[name] if is_image(self.graph, name) else self.lanes
+        beside = self._beside.get(name, self.lanes)
         return self._place(name, beside) if (name, beside) in self._at else self._make(name, beside)
 
     def _make(self, name: str, beside: int, images: int = 1) -> Any:

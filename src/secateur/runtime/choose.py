@@ -169,9 +169,7 @@ def choose(
         for layout in layouts
     }
     tried = [dict(given)] if given else lineups(graph, tries)
-    programs = [
-        Program(graph, {name: packed[name, layout] for name, layout in some.items()}, lanes) for some in tried
-    ]
+    programs = [Program(graph, {name: packed[name, layout] for name, layout in some.items()}, lanes) for some in tried]
     few = [x[:lanes] for x in inputs] if lanes > 1 and len(tried) > 1 else inputs  # one block says enough
     best, by_layer = best_layouts(
         graph, list(zip(tried, _step_times(programs, few), strict=True)), min(lanes, len(inputs[0]))

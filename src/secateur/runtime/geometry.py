@@ -37,8 +37,8 @@ def window_of(node: Node) -> Window:
 def planes_of(graph: Graph, beside: int = 1) -> dict[str, Planes]:
     """The geometry of every image.
 
-    A value keeps the largest padding of its readers; what is added must lie alike, and pixels of one image that are read
-    where they are need rows as long as those that are written.
+    A value keeps the largest padding of its readers; what is added must lie alike, and pixels of one image that are
+    read where they are need rows as long as those that are written.
 
     Args:
         graph: with the shapes of its values.

@@ -37,8 +37,8 @@ class Costs:
 def cheapest(graph: Graph, costs: Costs) -> dict[str, int]:
     """How every image should lie where it is made.
 
-    States are the layouts of the values that are alive, edges the layers, in both layouts, with the conversions that they
-    need; all paths through the graph are compared, up to a number of states that no ordinary network reaches.
+    States are the layouts of the values that are alive, edges the layers, in both layouts, with the conversions that
+    they need; all paths through the graph are compared, up to a number of states that no ordinary network reaches.
 
     Args:
         graph: whose convolutions may run either way. Pools and sums stay with what they are given; what becomes a panel

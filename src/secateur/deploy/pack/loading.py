@@ -24,9 +24,9 @@ from secateur.runtime.cache import machine
 from secateur.runtime.canonical import BlockedCsr
 from secateur.runtime.choose import cut_of, pack_layer
 from secateur.runtime.conv_cuts import Cut
+from secateur.runtime.conv_layouts import beside_of
 from secateur.runtime.convolution import PackedConv
 from secateur.runtime.formats import Packed
-from secateur.runtime.conv_layouts import beside_of
 from secateur.runtime.geometry import planes_of, window_of
 from secateur.runtime.graph import Graph, Node
 
