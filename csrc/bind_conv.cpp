@@ -17,7 +17,8 @@ namespace {
 
 void bind_geometry(nb::module_& m) {
   nb::class_<Planes>(m, "Planes")
-      .def(nb::init<size_t, size_t, size_t, size_t>(), "channels"_a, "height"_a, "width"_a, "pad"_a)
+      .def(nb::init<size_t, size_t, size_t, size_t, size_t>(), "channels"_a, "height"_a, "width"_a, "pad"_a,
+           "lanes"_a = 1)
       .def_ro("row", &Planes::row)
       .def_ro("first", &Planes::first)
       .def_ro("stride", &Planes::stride)
@@ -64,9 +65,13 @@ void bind_depthwise(nb::module_& m) {
 }
 
 void bind_around(nb::module_& m) {
-  nb::class_<ToPlanes, Step>(m, "ToPlanes").def(nb::init<const Planes&, Place, Place>(), "planes"_a, "from_"_a, "to"_a);
+  nb::class_<ToPlanes, Step>(m, "ToPlanes")
+      .def(nb::init<const KernelTable&, const Planes&, Place, Place>(), "table"_a, "planes"_a, "from_"_a, "to"_a);
   nb::class_<FromPlanes, Step>(m, "FromPlanes")
-      .def(nb::init<const Planes&, Place, Place>(), "planes"_a, "from_"_a, "to"_a);
+      .def(nb::init<const KernelTable&, const Planes&, Place, Place>(), "table"_a, "planes"_a, "from_"_a, "to"_a);
+  nb::class_<Regroup, Step>(m, "Regroup")
+      .def(nb::init<const KernelTable&, const Planes&, const Planes&, Place, Place>(), "table"_a, "x"_a, "y"_a, "from_"_a,
+           "to"_a);
   nb::class_<AddPlanes, Step>(m, "AddPlanes")
       .def("__init__", [](AddPlanes* self, const KernelTable& table, const Planes& x, const Planes* other,
                           const Planes& y, const Place& from, const Place* second, const Place& to, int activation) {

@@ -89,9 +89,9 @@ void bind_packed(nb::module_& m) {
 void secateur::bind_program(nb::module_& m) {
   bind_packed(m);
   nb::enum_<Place::Where>(m, "Where").value("arena", Place::arena).value("input", Place::input).value("output", Place::output);
-  nb::class_<Place>(m, "Place").def("__init__", [](Place* self, Place::Where where, size_t at) {
-    new (self) Place{where, at};
-  });
+  nb::class_<Place>(m, "Place").def("__init__", [](Place* self, Place::Where where, size_t at, size_t each) {
+    new (self) Place{where, at, each};
+  }, "where"_a, "at"_a, "each"_a = 0);
   nb::class_<Step>(m, "Step").def_prop_ro("pieces", &Step::pieces);
   nb::class_<secateur::Linear, Step>(m, "Linear")
       .def("__init__", [](secateur::Linear* self, std::shared_ptr<const Packed> weight, size_t lanes, const Place& x, const Place& y,
@@ -121,7 +121,8 @@ void secateur::bind_program(nb::module_& m) {
   nb::class_<Program>(m, "Program")
       .def(nb::init<size_t, size_t, std::vector<size_t>, std::vector<size_t>>(), "lanes"_a, "arena"_a, "inputs"_a,
            "outputs"_a)
-      .def("add", [](Program& program, std::shared_ptr<Step> step) { program.add(std::move(step)); })
+      .def("add", [](Program& program, std::shared_ptr<Step> step, bool each) { program.add(std::move(step), each); },
+           "step"_a, "each"_a = false)
       .def("poison", &Program::poison)
       .def("share", [](Program& program, size_t threads, const std::string& backend, std::vector<double> step_us) {
              if (backend != "own" && backend != "gomp") throw std::invalid_argument("backend: 'own' and 'gomp' are allowed");

@@ -72,6 +72,8 @@ struct KernelTable {
   conv_depthwise_fn* conv_depthwise;
   conv_pool_fn* conv_pool;
   conv_mean_fn* conv_mean;
+  conv_pool_images_fn* conv_pool_images;
+  conv_mean_images_fn* conv_mean_images;
   roof_fma_fn* roof_fma;
   roof_read_fn* roof_read;
   bf16_roof_fma_fn* bf16_roof_fma;

@@ -31,6 +31,7 @@ DepthwiseConv::DepthwiseConv(const KernelTable& table, const Planes& x, const Pl
 }
 
 void DepthwiseConv::check(size_t length) const {
+  if (x_.lanes != 1 || y_.lanes != 1) refuse("images go one by one");
   if (window_.groups != x_.channels) refuse("every group has one input channel");
   if (length != y_.channels * window_.height * window_.width) refuse("the weights have another size");
   if (chunk_ < 1) refuse("a piece has one output channel at least");

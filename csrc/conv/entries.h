@@ -28,4 +28,8 @@
   void secateur_conv_depthwise_##isa(const secateur_depthwise* plane) { depthwise_plane<L, LINE>(*plane); }             \
   void secateur_conv_pool_##isa(const secateur_pool* pool) { pool_plane<L>(*pool); }                                   \
   float secateur_conv_mean_##isa(const float* x, size_t n, float scale) { return mean<L>(x, n, scale); }               \
+  void secateur_conv_pool_images_##isa(const secateur_pool* pool) { pool_images<L>(*pool); }                           \
+  void secateur_conv_mean_images_##isa(const float* x, size_t n, float scale, float* y) {                              \
+    mean_images<L>(x, n, scale, y);                                                                                    \
+  }                                                                                                                    \
   }

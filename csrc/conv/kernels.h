@@ -1,4 +1,5 @@
-// What a convolution kernel is: plain functions on raw memory, one thread, one image, float32.
+// What a convolution kernel is: plain functions on raw memory, one thread, one image or
+// 16 side by side, float32.
 //
 // A value is `channels` planes, `stride` floats apart; a plane is rows of pixels with zeros around them (planes.h).
 // A sparse convolution walks tiles of output pixels. What a tile needs of a block of channels lies in the first cache,
@@ -20,7 +21,14 @@ typedef struct {
   size_t groups;
   size_t unit;   // output channels of a group: 1, 2, 4
   size_t shift;  // an offset counts steps of 2^shift floats
+  size_t step;   // 2: every second pixel of 16 images; else 1
 } secateur_conv_stream;
+
+// What is read next, fetched to the second cache meanwhile: runs of pixels of 16 images, a cache line each.
+typedef struct {
+  const float* x;  // or null
+  size_t stride, channels, row, rows, pixels;
+} secateur_conv_ahead;
 
 typedef struct {
   const float* x;         // where offset 0 of this tile is
@@ -34,6 +42,8 @@ typedef struct {
   size_t vectors, lanes;  // 8 or 16 floats in a vector
   size_t channels;        // output channels of the chunk; the last group may have fewer than `unit`
   int first, last;        // block of channels
+  secateur_conv_ahead ahead;
+  int images;  // 16 images side by side: each pixel is a cache line
   int activation;
 } secateur_conv_tile;
 
@@ -57,7 +67,7 @@ typedef struct {
   float* y;        // the first pixel
   float* line;     // memory for floats * step + kernel + 16 * step
   size_t x_row, y_row, step, kernel, rows, floats;  // floats: of a row of y, rounded up to 16
-  size_t height, padding;                           // of x
+  size_t height, width, padding;                    // of x
   const float* inside;  // maximum: [kernel][floats], 0 where this column of the kernel meets a pixel, -inf elsewhere
   const int32_t* mask;  // [floats], as in a tile
   const float* scale;   // average: [floats], 1 / pixels of a row of the window
@@ -82,6 +92,12 @@ typedef struct {
 } secateur_depthwise;
 
 typedef void conv_depthwise_fn(const secateur_depthwise* plane);
+
+// The same of 16 images side by side; floats: pixels of a row of y; line: memory for a row of x; no inside, mask, scale.
+typedef conv_pool_fn conv_pool_images_fn;
+
+// The sums of n pixels of 16 images, times `scale`.
+typedef void conv_mean_images_fn(const float* x, size_t n, float scale, float* y);
 
 // The sum of n floats, a multiple of 16, times `scale`.
 typedef float conv_mean_fn(const float* x, size_t n, float scale);

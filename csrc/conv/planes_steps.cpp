@@ -18,9 +18,9 @@ void check_arena(Place place) {
 
 size_t rounded(size_t n) { return (n + Planes::vector - 1) / Planes::vector * Planes::vector; }
 
-// The panel of one sample has zeros between its features and behind them.
-void begin_vector(const Place& place, float* to, size_t features) {
-  if (place.where == Place::arena) std::fill_n(to, panel::floats(features, 1), 0.0f);
+// A panel has zeros between its features and behind them.
+void begin_panel(const Place& place, float* to, size_t features, size_t lanes) {
+  if (place.where == Place::arena) std::fill_n(to, panel::floats(features, lanes), 0.0f);
 }
 
 size_t place_of(const Place& place, size_t feature) {
@@ -29,39 +29,87 @@ size_t place_of(const Place& place, size_t feature) {
 
 }  // namespace
 
-ToPlanes::ToPlanes(const Planes& planes, Place from, Place to) : planes_(planes), from_(from), to_(to) {
+ToPlanes::ToPlanes(const KernelTable& table, const Planes& planes, Place from, Place to)
+    : table_(table), planes_(planes), from_(from), to_(to) {
   check_arena(to);
   if (from.where != Place::input) refuse("row-major pixels come from an input");
 }
 
 void ToPlanes::run(const Frame& frame, size_t piece) const {
-  const float* from = from_.read(frame) + piece * planes_.height * planes_.width;
+  const size_t pixels = planes_.height * planes_.width;
+  const float* from = from_.read(frame) + piece * pixels;
   float* const plane = to_.write(frame) + piece * planes_.stride;
-  planes_.zero_margins(plane, 1, planes_.width);
+  planes_.zero_margins(plane, 1, planes_.line());
   for (size_t h = 0; h < planes_.height; ++h, from += planes_.width) {
-    std::memcpy(plane + planes_.first + h * planes_.row, from, planes_.width * sizeof(float));
+    float* const row = plane + planes_.first + h * planes_.row;
+    if (planes_.lanes == 1) {
+      std::memcpy(row, from, planes_.width * sizeof(float));
+    } else {
+      table_.to_panel(from, frame.samples, planes_.channels * pixels, planes_.width, planes_.lanes, row);
+    }
   }
 }
 
-FromPlanes::FromPlanes(const Planes& planes, Place from, Place to) : planes_(planes), from_(from), to_(to) {
+FromPlanes::FromPlanes(const KernelTable& table, const Planes& planes, Place from, Place to)
+    : table_(table), planes_(planes), from_(from), to_(to) {
   check_arena(from);
   if (to.where == Place::input) refuse("inputs are not written");
 }
 
-void FromPlanes::run(const Frame& frame, size_t) const {
+void FromPlanes::run(const Frame& frame, size_t piece) const {
   const float* const from = from_.read(frame);
   float* const to = to_.write(frame);
-  const size_t pixels = planes_.height * planes_.width;
-  begin_vector(to_, to, planes_.channels * pixels);
-  for (size_t c = 0; c < planes_.channels; ++c) {
+  const size_t pixels = planes_.height * planes_.width, all = planes_.channels * pixels, lanes = planes_.lanes;
+  const size_t first = lanes > 1 ? piece : 0, end = lanes > 1 ? piece + 1 : planes_.channels;
+  if (lanes == 1) {
+    begin_panel(to_, to, all, 1);
+  } else if (to_.where == Place::arena && end == planes_.channels) {
+    std::fill(to + (panel::row_of(all - 1) + 1) * lanes, to + panel::floats(all, lanes), 0.0f);
+  }
+  for (size_t c = first; c < end; ++c) {
     for (size_t h = 0; h < planes_.height; ++h) {
       const float* row = from + c * planes_.stride + planes_.first + h * planes_.row;
       const size_t feature = c * pixels + h * planes_.width;
       if (to_.where == Place::output) {
-        std::memcpy(to + feature, row, planes_.width * sizeof(float));
-      } else {
-        for (size_t w = 0; w < planes_.width; ++w) to[place_of(to_, feature + w)] = row[w];
+        if (lanes == 1) {
+          std::memcpy(to + feature, row, planes_.width * sizeof(float));
+        } else {
+          table_.from_panel(row, frame.samples, all, planes_.width, lanes, to + feature);
+        }
+        continue;
       }
+      for (size_t w = 0; w < planes_.width; ++w, row += lanes) {
+        const size_t at = panel::row_of(feature + w);
+        std::memcpy(to + at * lanes, row, lanes * sizeof(float));
+        if (lanes > 1 && (feature + w + 1) % panel::run == 0) std::fill_n(to + (at + 1) * lanes, lanes, 0.0f);
+      }
+    }
+  }
+}
+
+Regroup::Regroup(const KernelTable& table, const Planes& x, const Planes& y, Place from, Place to)
+    : table_(table), x_(x), y_(y), from_(from), to_(to) {
+  check_arena(from);
+  check_arena(to);
+  if (x.channels != y.channels || x.height != y.height || x.width != y.width) refuse("unequal sizes");
+  if (x.lanes == y.lanes) refuse("16 images lie side by side before or after regrouping");
+  const Planes& one = x.lanes == 1 ? x : y;
+  if ((x.lanes == 1 ? from : to).each < one.floats()) refuse("every image needs a place of its own");
+}
+
+void Regroup::run(const Frame& frame, size_t piece) const {
+  const float* from = from_.read(frame) + piece * x_.stride + x_.first;
+  float* const plane = to_.write(frame) + piece * y_.stride;
+  const bool side_by_side = y_.lanes > 1;
+  for (size_t image = 0; image < (side_by_side ? 1 : frame.samples); ++image) {
+    y_.zero_margins(plane + image * to_.each, 1, y_.line());
+  }
+  float* to = plane + y_.first;
+  for (size_t h = 0; h < x_.height; ++h, from += x_.row, to += y_.row) {
+    if (side_by_side) {
+      table_.to_panel(from, frame.samples, from_.each, x_.width, y_.lanes, to);
+    } else {
+      table_.from_panel(from, frame.samples, to_.each, x_.width, x_.lanes, to);
     }
   }
 }
@@ -80,6 +128,7 @@ AddPlanes::AddPlanes(const KernelTable& table, const Planes& x, const Planes* ot
   for (const Place& place : {from_, second_, to_}) check_arena(place);
   for (const Planes& planes : {x_, other_}) {
     if (planes.channels != y.channels || planes.height != y.height || planes.width != y.width) refuse("unequal sizes");
+    if (planes.lanes != y.lanes) refuse("unequally many images side by side");
   }
   if (activation < 0 || activation >= secateur_activations) refuse("there is no such activation");
   if ((other == nullptr) != (second == nullptr)) refuse("a second value has a place and a geometry");
@@ -92,10 +141,10 @@ void AddPlanes::run(const Frame& frame, size_t piece) const {
   if (x_ == y_ && other_ == y_) {  // zeros are added, too: every activation keeps them
     return table_.add(x - x_.first, has_other_ ? other - other_.first : nullptr, y, y_.stride, activation_);
   }
-  y_.zero_margins(y, 1, y_.width);
+  y_.zero_margins(y, 1, y_.line());
   for (size_t h = 0; h < y_.height; ++h) {
     const float* const added = has_other_ ? other + h * other_.row : nullptr;
-    table_.add(x + h * x_.row, added, y + y_.first + h * y_.row, y_.width, activation_);
+    table_.add(x + h * x_.row, added, y + y_.first + h * y_.row, y_.line(), activation_);
   }
 }
 
@@ -110,13 +159,15 @@ Pool::Pool(const KernelTable& table, Pooling kind, const Planes& x, const Planes
       padding_(padding),
       from_(from),
       to_(to),
-      floats_(rounded(y.width)) {
+      floats_(y.lanes > 1 ? y.width : rounded(y.width)) {
   check_arena(from);
   check_arena(to);
   if (x.channels != y.channels) refuse("pooling keeps the channels");
+  if (x.lanes != y.lanes) refuse("pooling keeps the images side by side");
   if (padding > kernel / 2) refuse("pooling pads by half a window at most");
   Window{kernel, kernel, step, padding, 1, 1}.check(x, y);
   if ((y.height - 1) * step + kernel > x.height + 2 * padding) refuse("the window leaves the value");
+  if (x.lanes > 1) return;
   const size_t last = x.first + x.height * x.row + padding * x.row + kernel + floats_ * step + 2 * Planes::vector;
   if (last > x.stride + 256) refuse("the step is too large for this width");
   inside_.assign(kernel * floats_, -std::numeric_limits<float>::infinity());
@@ -137,11 +188,11 @@ Pool::Pool(const KernelTable& table, Pooling kind, const Planes& x, const Planes
 
 void Pool::run(const Frame& frame, size_t piece) const {
   float* const y = to_.write(frame) + piece * y_.stride;
-  y_.zero_margins(y, 1, floats_);
+  y_.zero_margins(y, 1, y_.lanes > 1 ? y_.line() : floats_);
   secateur_pool pool{};
-  pool.x = from_.read(frame) + piece * x_.stride + x_.first - padding_ * x_.row - padding_;
+  pool.x = from_.read(frame) + piece * x_.stride + x_.first - padding_ * (x_.row + x_.lanes);
   pool.y = y + y_.first;
-  pool.line = scratch((floats_ + Planes::vector) * step_ + kernel_ + Planes::vector);
+  pool.line = scratch(x_.lanes > 1 ? x_.line() : (floats_ + Planes::vector) * step_ + kernel_ + Planes::vector);
   pool.x_row = x_.row;
   pool.y_row = y_.row;
   pool.step = step_;
@@ -149,27 +200,33 @@ void Pool::run(const Frame& frame, size_t piece) const {
   pool.rows = y_.height;
   pool.floats = floats_;
   pool.height = x_.height;
+  pool.width = x_.width;
   pool.padding = padding_;
   pool.inside = inside_.data();
   pool.mask = mask_.data();
   pool.scale = scale_.data();
   pool.average = kind_ != Pooling::maximum;
   pool.count_padding = kind_ == Pooling::average;
-  table_.conv_pool(&pool);
+  (x_.lanes > 1 ? table_.conv_pool_images : table_.conv_pool)(&pool);
 }
 
 GlobalMean::GlobalMean(const KernelTable& table, const Planes& x, Place from, Place to)
     : table_(table), x_(x), from_(from), to_(to) {
   check_arena(from);
   if (to.where == Place::input) refuse("inputs are not written");
+  if (x.lanes > 1) check_arena(to);
 }
 
 void GlobalMean::run(const Frame& frame, size_t) const {
   const float* plane = from_.read(frame) + x_.first;
   float* const to = to_.write(frame);
-  begin_vector(to_, to, x_.channels);
+  begin_panel(to_, to, x_.channels, x_.lanes);
   const float share = 1.0f / float(x_.height * x_.width);
   for (size_t c = 0; c < x_.channels; ++c, plane += x_.stride) {
+    if (x_.lanes > 1) {
+      table_.conv_mean_images(plane, x_.height * x_.row / x_.lanes, share, to + place_of(to_, c) * x_.lanes);
+      continue;
+    }
     to[place_of(to_, c)] = table_.conv_mean(plane, rounded(x_.height * x_.row), share);
   }
 }

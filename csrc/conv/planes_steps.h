@@ -10,26 +10,43 @@
 
 namespace secateur {
 
-// A row-major input [C][H][W] to planes.
+// A row-major input [C][H][W] to planes, of one image or of 16 side by side.
 class ToPlanes : public Step {
  public:
-  ToPlanes(const Planes& planes, Place from, Place to);
+  ToPlanes(const KernelTable& table, const Planes& planes, Place from, Place to);
   size_t pieces() const override { return planes_.channels; }
   void run(const Frame& frame, size_t piece) const override;
 
  private:
+  const KernelTable& table_;
   Planes planes_;
   Place from_, to_;
 };
 
-// Planes to a row-major output, or, in the arena, to the panel of one sample (program/panel.h).
+// Planes to a row-major output, or, in the arena, to a panel (program/panel.h) of as many samples as there are images.
 class FromPlanes : public Step {
  public:
-  FromPlanes(const Planes& planes, Place from, Place to);
+  FromPlanes(const KernelTable& table, const Planes& planes, Place from, Place to);
+  size_t pieces() const override { return planes_.lanes > 1 ? planes_.channels : 1; }
   void run(const Frame& frame, size_t piece) const override;
 
  private:
+  const KernelTable& table_;
   Planes planes_;
+  Place from_, to_;
+};
+
+// Images one after another to 16 side by side, and back: from.each or to.each is the way from image to image.
+class Regroup : public Step {
+ public:
+  // One of x and y has 16 images side by side; else they are alike but for the padding.
+  Regroup(const KernelTable& table, const Planes& x, const Planes& y, Place from, Place to);
+  size_t pieces() const override { return x_.channels; }
+  void run(const Frame& frame, size_t piece) const override;
+
+ private:
+  const KernelTable& table_;
+  Planes x_, y_;
   Place from_, to_;
 };
 
@@ -69,7 +86,7 @@ class Pool : public Step {
   std::vector<int32_t> mask_;
 };
 
-// The mean of each plane, to a row-major output or a panel of one sample.
+// The mean of each plane, to a panel of as many samples as there are images, or of one image to a row-major output.
 class GlobalMean : public Step {
  public:
   GlobalMean(const KernelTable& table, const Planes& x, Place from, Place to);

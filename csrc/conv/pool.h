@@ -65,6 +65,54 @@ void pool_plane(const secateur_pool& pool) {
   }
 }
 
+// The same of 16 images side by side: a pixel is 16 floats.
+template <int L>
+void pool_images(const secateur_pool& pool) {
+  const size_t width = pool.width, end_of_row = width + pool.padding;
+  for (size_t row = 0; row < pool.rows; ++row) {
+    const size_t top = row * pool.step, left = pool.height + pool.padding - top;
+    const size_t begin = top < pool.padding ? pool.padding - top : 0, end = left < pool.kernel ? left : pool.kernel;
+    const float* const x = pool.x + (top + begin) * pool.x_row + pool.padding * 16;  // of the image's first column
+    for (size_t column = 0; column < width * 16; column += L) {
+      Vector<L> best = load<L>(x + column);
+      for (size_t h = 1; h < end - begin; ++h) {
+        const Vector<L> pixels = load<L>(x + h * pool.x_row + column);
+        best = pool.average ? best + pixels : larger<L>(pixels, best);
+      }
+      store<L>(pool.line + column, best);
+    }
+    for (size_t column = 0; column < pool.floats; ++column) {  // pixels of a row of y
+      const size_t first = column * pool.step, last = first + pool.kernel;
+      const size_t from = (first < pool.padding ? pool.padding : first) - pool.padding;
+      const size_t to = (last < end_of_row ? last : end_of_row) - pool.padding;
+      const size_t all = pool.kernel * pool.kernel, seen = (to - from) * (end - begin);
+      const float scale = 1.0f / float(pool.count_padding ? all : seen);
+      for (size_t lane = 0; lane < 16; lane += L) {
+        const float* line = pool.line + from * 16 + lane;
+        Vector<L> best = load<L>(line);
+        for (size_t w = 1; w < to - from; ++w) {
+          const Vector<L> pixels = load<L>(line + w * 16);
+          best = pool.average ? best + pixels : larger<L>(pixels, best);
+        }
+        store<L>(pool.y + row * pool.y_row + column * 16 + lane, pool.average ? best * scale : best);
+      }
+    }
+  }
+}
+
+template <int L>
+void mean_images(const float* x, size_t n, float scale, float* y) {
+  for (size_t lane = 0; lane < 16; lane += L) {
+    Vector<L> sums[4] = {};
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+      for (size_t v = 0; v < 4; ++v) sums[v] += load<L>(x + (i + v) * 16 + lane);
+    }
+    for (; i < n; ++i) sums[0] += load<L>(x + i * 16 + lane);
+    store<L>(y + lane, ((sums[0] + sums[1]) + (sums[2] + sums[3])) * scale);
+  }
+}
+
 template <int L>
 float mean(const float* x, size_t n, float scale) {
   Vector<L> sums[16 / L] = {};

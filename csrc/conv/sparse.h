@@ -17,10 +17,24 @@ struct Sums {
 struct Part {
   const secateur_conv_tile& tile;
   size_t column, width;
+  bool ahead;
 };
+
+// Where the sums will go, and what will be added, comes near while the products are taken.
+template <int R, int V>
+SECATEUR_INLINE void fetch_results(const secateur_conv_tile& tile, size_t row, size_t column, int lanes) {
+  for (size_t r = row; r < row + R && r < tile.channels; ++r) {
+    const size_t end = column + size_t(V) * size_t(lanes);
+    for (size_t at = column; at < end; at += 16) {
+      __builtin_prefetch(tile.y + r * tile.y_stride + at, 1, 3);
+      if (tile.residual != nullptr) __builtin_prefetch(tile.residual + r * tile.residual_stride + at, 0, 3);
+    }
+  }
+}
 
 template <int L, int R, int V>
 SECATEUR_INLINE void begin(Sums<L, R, V>& sums, const Part& part, size_t row) {
+  if (part.tile.images && part.tile.last) fetch_results<R, V>(part.tile, row, part.column, L);
 #pragma GCC unroll 4
   for (size_t r = 0; r < R; ++r) {
     if (part.tile.first) {
@@ -92,43 +106,62 @@ SECATEUR_INLINE void end(Sums<L, R, V>& sums, const Part& part, size_t row) {
   }
 }
 
+// Where vector v of a run of pixels begins; of 16 images side by side, a step of S takes every S-th pixel.
+template <int L, int S>
+constexpr size_t at(size_t v) {
+  return S == 1 ? L * v : L * v / 16 * 16 * S + L * v % 16;
+}
+
 // Products of R output channels with the V vectors at x.
-template <int L, int R, int V>
+template <int L, int S, int R, int V>
 SECATEUR_INLINE void add_products(Sums<L, R, V>& sums, const float* x, const float* values) {
   if constexpr (R == 1) {
     const Vector<L> weight = splat<L>(values[0]);
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) sums.at[0][v] += weight * load<L>(x + L * v);
+    for (int v = 0; v < V; ++v) sums.at[0][v] += weight * load<L>(x + at<L, S>(v));
   } else {
     Vector<L> weights[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) weights[r] = splat<L>(values[r]);
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
-      const Vector<L> pixels = load<L>(x + L * v);
+      const Vector<L> pixels = load<L>(x + at<L, S>(v));
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) sums.at[r][v] += weights[r] * pixels;
     }
   }
 }
 
-template <int L, int R, int V>
+// A group's share of what is read next. All at once would wait for the memory.
+SECATEUR_INLINE void fetch_ahead(const secateur_conv_ahead& ahead, size_t group, size_t groups) {
+  const size_t each = (ahead.channels + groups - 1) / groups, begin = group * each;
+  const size_t end = begin + each < ahead.channels ? begin + each : ahead.channels;
+  for (size_t c = begin; c < end; ++c) {
+    for (size_t r = 0; r < ahead.rows; ++r) {
+      const float* from = ahead.x + c * ahead.stride + r * ahead.row;
+      for (size_t i = 0; i < ahead.pixels; ++i) __builtin_prefetch(from + 16 * i, 0, 2);
+    }
+  }
+}
+
+template <int L, int S, int R, int V>
 void blocks_of(const secateur_conv_stream& stream, const Part& part) {
   const uint16_t* counts = stream.counts;
   const uint16_t* offset = stream.offsets;
   const float* value = stream.values;
-  const float* x = part.tile.x + part.column;
+  const float* x = part.tile.x + part.column * S;
   const size_t shift = stream.shift;
   for (size_t group = 0; group < stream.groups; ++group, counts += 2) {
     const size_t row = counts[0] * size_t(R), n = counts[1];
+    if (part.ahead) fetch_ahead(part.tile.ahead, group, stream.groups);
     Sums<L, R, V> sums;
     begin(sums, part, row);
     size_t i = 0;
     if constexpr (R * V < 4) {  // too few chains for the latency of an addition
       Sums<L, R, V> other{};
       for (; i + 2 <= n; i += 2) {
-        add_products(sums, x + (size_t(offset[i]) << shift), value + i * R);
-        add_products(other, x + (size_t(offset[i + 1]) << shift), value + i * R + R);
+        add_products<L, S>(sums, x + (size_t(offset[i]) << shift), value + i * R);
+        add_products<L, S>(other, x + (size_t(offset[i + 1]) << shift), value + i * R + R);
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
@@ -136,7 +169,7 @@ void blocks_of(const secateur_conv_stream& stream, const Part& part) {
         for (int v = 0; v < V; ++v) sums.at[r][v] += other.at[r][v];
       }
     }
-    for (; i < n; ++i) add_products(sums, x + (size_t(offset[i]) << shift), value + i * R);
+    for (; i < n; ++i) add_products<L, S>(sums, x + (size_t(offset[i]) << shift), value + i * R);
     end(sums, part, row);
     offset += n;
     value += n * R;
@@ -144,7 +177,7 @@ void blocks_of(const secateur_conv_stream& stream, const Part& part) {
 }
 
 // `n` offsets that all have pattern P.
-template <int P, int L, int R, int V>
+template <int P, int S, int L, int R, int V>
 SECATEUR_INLINE void run_pattern(Sums<L, R, V>& sums, size_t n, const float* x, size_t shift, const uint16_t*& offset,
                                  const float*& value) {
   constexpr int rows = (P & 1) + (P >> 1 & 1) + (P >> 2 & 1) + (P >> 3 & 1);
@@ -155,7 +188,7 @@ SECATEUR_INLINE void run_pattern(Sums<L, R, V>& sums, size_t n, const float* x, 
     for (int r = 0; r < rows; ++r) weights[r] = splat<L>(value[r]);
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
-      const Vector<L> loaded = load<L>(pixels + L * v);
+      const Vector<L> loaded = load<L>(pixels + at<L, S>(v));
       int next = 0;
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
@@ -165,71 +198,80 @@ SECATEUR_INLINE void run_pattern(Sums<L, R, V>& sums, size_t n, const float* x, 
   }
 }
 
-template <int P, int L, int R, int V>
+template <int P, int S, int L, int R, int V>
 SECATEUR_INLINE void run_patterns(Sums<L, R, V>& sums, const uint16_t* counts, const float* x, size_t shift,
                                   const uint16_t*& offset, const float*& value) {
   if constexpr (P < 1 << R) {
-    run_pattern<P>(sums, counts[P - 1], x, shift, offset, value);
-    run_patterns<P + 1>(sums, counts, x, shift, offset, value);
+    run_pattern<P, S>(sums, counts[P - 1], x, shift, offset, value);
+    run_patterns<P + 1, S>(sums, counts, x, shift, offset, value);
   }
 }
 
-template <int L, int R, int V>
+template <int L, int S, int R, int V>
 void rows_of(const secateur_conv_stream& stream, const Part& part) {
   const uint16_t* counts = stream.counts;
   const uint16_t* offset = stream.offsets;
   const float* value = stream.values;
   for (size_t group = 0; group < stream.groups; ++group, counts += 1 << R) {
     const size_t row = counts[0] * size_t(R);
+    if (part.ahead) fetch_ahead(part.tile.ahead, group, stream.groups);
     Sums<L, R, V> sums;
     begin(sums, part, row);
-    run_patterns<1>(sums, counts + 1, part.tile.x + part.column, stream.shift, offset, value);
+    run_patterns<1, S>(sums, counts + 1, part.tile.x + part.column * S, stream.shift, offset, value);
     end(sums, part, row);
   }
 }
 
-// A tile as parts that fit the registers, as equal as can be; each part reads the weights anew.
 struct Blocks {
-  template <int L, int R, int V>
+  template <int L, int S, int R, int V>
   static SECATEUR_INLINE void run(const secateur_conv_stream& stream, const Part& part) {
-    blocks_of<L, R, V>(stream, part);
+    blocks_of<L, S, R, V>(stream, part);
   }
 };
 
 struct Rows {
-  template <int L, int R, int V>
+  template <int L, int S, int R, int V>
   static SECATEUR_INLINE void run(const secateur_conv_stream& stream, const Part& part) {
-    rows_of<L, R, V>(stream, part);
+    rows_of<L, S, R, V>(stream, part);
   }
 };
 
-template <typename Kernel, int L, int R, int V>
+template <typename Kernel, int L, int S, int R, int V, int LESS>
 SECATEUR_INLINE void run_part(const secateur_conv_stream& stream, const Part& part, size_t vectors) {
   if constexpr (V > 0) {
-    if (vectors == size_t(V)) return Kernel::template run<L, R, V>(stream, part);
-    run_part<Kernel, L, R, V - 1>(stream, part, vectors);
+    if (vectors == size_t(V)) return Kernel::template run<L, S, R, V>(stream, part);
+    run_part<Kernel, L, S, R, V - LESS, LESS>(stream, part, vectors);
+  }
+}
+
+// A tile as parts that fit the registers, as equal as can be; each part reads the weights anew. A part has a multiple of
+// UNIT vectors of the hardware.
+template <typename Kernel, int L, int S, int R, int MOST, int UNIT>
+void run_tile(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {
+  constexpr size_t most = MOST < UNIT ? 1 : MOST / UNIT;
+  const size_t width = tile->vectors * tile->lanes, total = width / (L * UNIT);
+  size_t parts = (total + most - 1) / most;
+  for (size_t at = 0; at < total; --parts) {
+    const size_t units = (total - at + parts - 1) / parts;
+    run_part<Kernel, L, S, R, int(most) * UNIT, UNIT>(*stream, {*tile, at * L * UNIT, width, at == 0 && tile->ahead.x != nullptr}, units * UNIT);
+    at += units;
   }
 }
 
 template <typename Kernel, int L, int R, int MOST>
-void run_tile(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {
-  const size_t width = tile->vectors * tile->lanes, total = width / L;
-  size_t parts = (total + MOST - 1) / MOST;
-  for (size_t at = 0; at < total; --parts) {
-    const size_t vectors = (total - at + parts - 1) / parts;
-    run_part<Kernel, L, R, MOST>(*stream, {*tile, at * L, width}, vectors);
-    at += vectors;
+SECATEUR_INLINE void run_steps(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {
+  if constexpr (MOST > 0) {
+    if (stream->step == 2) return run_tile<Kernel, L, 2, R, MOST, 16 / L>(stream, tile);
+    run_tile<Kernel, L, 1, R, MOST, 1>(stream, tile);
   }
 }
 
 template <typename Kernel, int L, int ONE, int TWO, int FOUR>
 SECATEUR_INLINE void run_units(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {
   switch (stream->unit) {
-    case 1:
-      if constexpr (ONE > 0) run_tile<Kernel, L, 1, ONE>(stream, tile);
-      return;
-    case 2: return run_tile<Kernel, L, 2, TWO>(stream, tile);
-    case 4: return run_tile<Kernel, L, 4, FOUR>(stream, tile);
+    case 1: return run_steps<Kernel, L, 1, ONE>(stream, tile);
+    case 2: return run_steps<Kernel, L, 2, TWO>(stream, tile);
+    case 4: return run_steps<Kernel, L, 4, FOUR>(stream, tile);
   }
 }
 

@@ -50,7 +50,11 @@ SparseConv::SparseConv(const KernelTable& table, const Planes& x, const Planes& 
   choose_kernel();
   check();
   if (bias != nullptr) bias_.assign(bias, bias + y.channels);
-  cut_.direct ? cut_direct() : cut_copied();
+  if (x_.lanes > 1) {
+    cut_images();
+  } else {
+    cut_.direct ? cut_direct() : cut_copied();
+  }
   walk(streams);
 }
 
@@ -74,6 +78,12 @@ void SparseConv::check() const {
   if (cut_.lanes != 8 && cut_.lanes != 16) refuse("vectors have 8 or 16 lanes");
   const bool whole = cut_.chunk >= 1 && cut_.chunk <= 32768 && cut_.chunk % cut_.unit == 0;
   if (cut_.tile < 1 || cut_.tile > 64 || cut_.block < 1 || !whole) refuse("tile, block and chunk do not fit");
+  if (x_.lanes != y_.lanes) refuse("x and y have as many images side by side");
+  if (x_.lanes > 1) {
+    if (!cut_.direct || cut_.lanes != x_.lanes) refuse("16 images side by side are read where they are, 16 lanes at once");
+    if (window_.step > 2 && cut_.tile > 1) refuse("with a step above 2, tiles of 16 images are one pixel");
+    return;
+  }
   if (cut_.direct && (window_.step != 1 || x_.row != y_.row)) refuse("direct needs step 1 and equal rows of x and y");
 }
 
@@ -136,6 +146,28 @@ void SparseConv::cut_direct() {
   }
 }
 
+// Runs of pixels of a row, or, where no zeros stand between the rows of a kernel of 1 x 1, of a whole plane.
+void SparseConv::cut_images() {
+  shift_ = 4;
+  const bool flat = window_.height == 1 && window_.width == 1 && window_.step == 1 && window_.padding == 0 &&
+                    x_.row == x_.line() && y_.row == y_.line();
+  const size_t rows = flat ? 1 : y_.height, row = flat ? y_.height * y_.width : y_.width;
+  const size_t tile = std::min(cut_.tile, row), count = (row + tile - 1) / tile;
+  width_ = tile * cut_.lanes;
+  add_shape(tile);
+  std::fill(shapes_[0].mask.begin(), shapes_[0].mask.end(), -1);
+  for (size_t i = 0; i < tile; ++i) shapes_[0].out[i] = int32_t(i * cut_.lanes);
+  const size_t origin = x_.first - window_.padding * (x_.row + x_.lanes);
+  for (size_t h = 0; h < rows; ++h) {
+    for (size_t i = 0, at = 0; i < count; ++i) {
+      const size_t pixels = (row - at + count - i - 1) / (count - i);
+      tiles_.push_back({origin + window_.step * (h * x_.row + at * x_.lanes), y_.first + h * y_.row + at * y_.lanes,
+                        pixels, 0});
+      at += pixels;
+    }
+  }
+}
+
 void SparseConv::add_shape(size_t vectors) {
   shapes_.push_back({std::vector<int32_t>(vectors), std::vector<int32_t>(vectors * cut_.lanes)});
 }
@@ -144,7 +176,7 @@ void SparseConv::add_shape(size_t vectors) {
 size_t SparseConv::limit_of(size_t block) const {
   const size_t n = inputs_of(block);
   if (!cut_.direct) return n * run_ - width_ + 1;
-  const size_t last = (window_.height - 1) * x_.row + (window_.width - 1);  // tap
+  const size_t last = (window_.height - 1) * x_.row + (window_.width - 1) * x_.lanes;  // tap
   return (n - 1) * x_.stride + window_.dilation * last + 1;
 }
 
@@ -156,7 +188,7 @@ void SparseConv::walk(const ConvStreams& streams) {
     for (size_t block = 0; block < blocks(); ++block) {
       const size_t limit = limit_of(block);
       streams_.push_back({streams.counts + counts, streams.offsets + offsets, streams.values + values, groups,
-                          cut_.unit, shift_});
+                          cut_.unit, shift_, x_.lanes > 1 && window_.step == 2 ? size_t(2) : size_t(1)});
       std::vector<bool> seen(groups);
       for (size_t group = 0; group < groups; ++group, counts += header) {
         if (streams.counts_length - counts < header) refuse("the counts are too short");
@@ -201,13 +233,23 @@ void SparseConv::gather(const float* x, const Tile& tile, size_t block, float* t
   }
 }
 
+// The slice that comes after this one.
+secateur_conv_ahead SparseConv::ahead_of(const float* x, size_t tile, size_t block) const {
+  const size_t next = (block + 1) % blocks();
+  if (next == 0 && ++tile == tiles_.size()) return {};
+  const Tile& there = tiles_[tile];
+  const size_t pixels = (there.rows - 1) * window_.step + window_.dilation * (window_.width - 1) + 1;
+  return {x + next * cut_.block * x_.stride + there.x, x_.stride, inputs_of(next), window_.dilation * x_.row,
+          window_.height, pixels};
+}
+
 void SparseConv::run(const Frame& frame, size_t piece) const {
   const size_t group = piece / chunks(), chunk = piece % chunks();
   const size_t first = group * outputs() + chunk * cut_.chunk, channels = outputs_of(chunk);
   const size_t buffer = cut_.direct ? 0 : rounded(cut_.block * run_, Planes::vector) + Planes::vector;
   float* const copied = scratch(buffer + rounded(channels, cut_.unit) * width_);
-  const float* const x = frame.arena + from_.at + group * inputs() * x_.stride;
-  float* const y = frame.arena + to_.at + first * y_.stride;
+  const float* const x = from_.read(frame) + group * inputs() * x_.stride;
+  float* const y = to_.write(frame) + first * y_.stride;
   secateur_conv_tile work{};
   work.sums = copied + buffer;
   work.bias = bias_.empty() ? nullptr : bias_.data() + first;
@@ -215,10 +257,11 @@ void SparseConv::run(const Frame& frame, size_t piece) const {
   work.lanes = cut_.lanes;
   work.channels = channels;
   work.activation = activation_;
-  y_.zero_margins(y, channels, cut_.direct ? y_.row : row_);
+  work.images = x_.lanes > 1;
+  y_.zero_margins(y, channels, y_.lanes > 1 ? y_.line() : cut_.direct ? y_.row : row_);
   for (const Tile& tile : tiles_) {
     work.y = y + tile.y;
-    if (has_residual_) work.residual = frame.arena + residual_.at + first * y_.stride + tile.y;
+    if (has_residual_) work.residual = residual_.read(frame) + first * y_.stride + tile.y;
     work.out = shapes_[tile.shape].out.data();
     work.mask = shapes_[tile.shape].mask.data();
     work.vectors = cut_.direct ? tile.rows : tile.rows * (row_ / cut_.lanes);
@@ -231,6 +274,7 @@ void SparseConv::run(const Frame& frame, size_t piece) const {
       }
       work.first = block == 0;
       work.last = block + 1 == blocks();
+      if (x_.lanes > 1) work.ahead = ahead_of(x, size_t(&tile - tiles_.data()), block);
       kernel_(&streams_[piece * blocks() + block], &work);
     }
   }

@@ -25,9 +25,9 @@ struct Window {
 struct ConvCut {
   std::string layout;  // blocks (with unit 1: single weights) or rows
   size_t unit;         // output channels of a group: 1, 2, 4; of rows 2, 4
-  bool direct;         // x is read where it is: step 1, and rows of x and y equally long
+  bool direct;         // x is read where it is: 16 images side by side, or step 1 and rows of x and y equally long
   size_t lanes;        // 8 or 16 floats in a vector
-  size_t tile;         // rows of output pixels; where direct, vectors
+  size_t tile;         // rows of output pixels; where direct, vectors, at most
   size_t block;        // input channels
   size_t chunk;        // output channels, a multiple of the unit
 };
@@ -67,6 +67,7 @@ class SparseConv : public Step {
   void check() const;
   void cut_copied();
   void cut_direct();
+  void cut_images();
   void add_shape(size_t vectors);
   void walk(const ConvStreams& streams);
   // Of a group: channels in and out, and what they are cut into.
@@ -77,6 +78,7 @@ class SparseConv : public Step {
   size_t inputs_of(size_t block) const { return std::min(cut_.block, inputs() - block * cut_.block); }
   size_t outputs_of(size_t chunk) const { return std::min(cut_.chunk, outputs() - chunk * cut_.chunk); }
   size_t limit_of(size_t block) const;
+  secateur_conv_ahead ahead_of(const float* x, size_t tile, size_t block) const;
   void gather(const float* x, const Tile& tile, size_t block, float* to) const;
 
   const KernelTable& table_;

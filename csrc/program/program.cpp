@@ -48,6 +48,8 @@ Program::Lease::Lease(const Program& program) : program_(program) {
     ask_for_huge_pages(arena_->memory.get(), floats * sizeof(float));
     arena_->inputs.resize(program.inputs_.size());
     arena_->outputs.resize(program.outputs_.size());
+    arena_->sample_inputs.resize(program.inputs_.size());
+    arena_->sample_outputs.resize(program.outputs_.size());
     std::fill_n(arena_->memory.get() + program.floats_, slack, 0.0f);
   }
   if (program.poisoned_) std::fill_n(arena_->memory.get(), floats, std::numeric_limits<float>::quiet_NaN());
@@ -64,6 +66,30 @@ Frame Program::Lease::frame(const float* const* inputs, float* const* outputs, s
   return {arena_->memory.get(), arena_->inputs.data(), arena_->outputs.data(), std::min(program_.lanes_, samples - first)};
 }
 
+Frame Program::Lease::sample(const Frame& frame, size_t i) {
+  for (size_t k = 0; k < arena_->inputs.size(); ++k) arena_->sample_inputs[k] = frame.inputs[k] + i * program_.inputs_[k];
+  for (size_t k = 0; k < arena_->outputs.size(); ++k) {
+    arena_->sample_outputs[k] = frame.outputs[k] + i * program_.outputs_[k];
+  }
+  return {frame.arena, arena_->sample_inputs.data(), arena_->sample_outputs.data(), 1, i};
+}
+
+template <typename Run>
+void Program::Lease::walk(const Frame& frame, const Run& run) {
+  const std::vector<bool>& each = program_.each_;
+  for (size_t begin = 0, end = 0; begin < each.size(); begin = end) {
+    for (end = begin + 1; each[begin] && end < each.size() && each[end];) ++end;
+    if (!each[begin]) {
+      run(begin, frame);
+      continue;
+    }
+    for (size_t i = 0; i < frame.samples; ++i) {
+      const Frame one = sample(frame, i);
+      for (size_t step = begin; step < end; ++step) run(step, one);
+    }
+  }
+}
+
 void Program::share(size_t threads, Backend backend, std::vector<double> step_us) {
   if (step_us.size() != steps_.size()) throw std::invalid_argument("program: one time per step is needed");
   threads_ = std::max<size_t>(threads, 1);
@@ -78,44 +104,44 @@ void Program::run(const float* const* inputs, float* const* outputs, size_t samp
   Lease lease(*this);
   if (threads_ == 1) {
     for (size_t first = 0; first < samples; first += lanes_) {
-      const Frame frame = lease.frame(inputs, outputs, first, samples);
-      for (const auto& step : steps_) {
-        const size_t pieces = step->pieces();
-        for (size_t piece = 0; piece < pieces; ++piece) step->run(frame, piece);
-      }
+      lease.walk(lease.frame(inputs, outputs, first, samples),
+                 [this](size_t step, const Frame& frame) { run_pieces(frame, step); });
     }
   } else if (samples > 0) {
     const bool own = backend_ == Backend::own;
     const Session session(own ? threads_ : 1, own ? chunk_us_ : 0);
-    run_steps(lease.frame(inputs, outputs, 0, samples));
+    lease.walk(lease.frame(inputs, outputs, 0, samples),
+               [this](size_t step, const Frame& frame) { share_pieces(frame, step); });
   }
 }
 
-// The pieces of one step, one chunk.
-void Program::run_steps(const Frame& frame) const {
+void Program::run_pieces(const Frame& frame, size_t step) const {
+  const size_t pieces = steps_[step]->pieces();
+  for (size_t piece = 0; piece < pieces; ++piece) steps_[step]->run(frame, piece);
+}
+
+// The pieces of one step, one chunk or one sample of it.
+void Program::share_pieces(const Frame& frame, size_t step) const {
   struct Context {
     const Step* step;
     const Frame* frame;
     std::atomic<bool> failed{false};
   };
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    Context context{steps_[i].get(), &frame};
-    const size_t pieces = steps_[i]->pieces();
-    // A fork and join costs less than a microsecond where the workers are awake, and some pieces are much shorter.
-    const size_t threads = step_us_[i] < 2 ? 1 : threads_;
-    Pool::instance().parallel_for(
-        pieces, threads,
-        [](void* data, size_t piece) {
-          Context& here = *static_cast<Context*>(data);
-          try {
-            here.step->run(*here.frame, piece);
-          } catch (const std::bad_alloc&) {  // nothing may be thrown through the threads of a pool
-            here.failed = true;
-          }
-        },
-        &context, step_us_[i], backend_);
-    if (context.failed) throw std::bad_alloc();
-  }
+  Context context{steps_[step].get(), &frame};
+  const double us = each_[step] ? step_us_[step] / double(lanes_) : step_us_[step];
+  // A fork and join costs less than a microsecond where the workers are awake, and some pieces are much shorter.
+  Pool::instance().parallel_for(
+      steps_[step]->pieces(), us < 2 ? 1 : threads_,
+      [](void* data, size_t piece) {
+        Context& here = *static_cast<Context*>(data);
+        try {
+          here.step->run(*here.frame, piece);
+        } catch (const std::bad_alloc&) {  // nothing may be thrown through the threads of a pool
+          here.failed = true;
+        }
+      },
+      &context, us, backend_);
+  if (context.failed) throw std::bad_alloc();
 }
 
 // Whole chunks, each thread in an arena of its own.
@@ -139,10 +165,8 @@ void Program::run_chunks(const float* const* inputs, float* const* outputs, size
         const Program& program = *here.program;
         try {
           Lease lease(program);
-          const Frame frame = lease.frame(here.inputs, here.outputs, chunk * program.lanes_, here.samples);
-          for (const auto& step : program.steps_) {
-            for (size_t piece = 0; piece < step->pieces(); ++piece) step->run(frame, piece);
-          }
+          lease.walk(lease.frame(here.inputs, here.outputs, chunk * program.lanes_, here.samples),
+                     [&program](size_t step, const Frame& frame) { program.run_pieces(frame, step); });
         } catch (const std::bad_alloc&) {
           here.failed = true;
         }
@@ -156,13 +180,11 @@ std::vector<double> Program::time(const float* const* inputs, float* const* outp
   std::vector<double> seconds(steps_.size(), 0.0);
   Lease lease(*this);
   for (size_t first = 0; first < samples; first += lanes_) {
-    const Frame frame = lease.frame(inputs, outputs, first, samples);
-    for (size_t i = 0; i < steps_.size(); ++i) {
+    lease.walk(lease.frame(inputs, outputs, first, samples), [&](size_t step, const Frame& frame) {
       const auto begin = Clock::now();
-      const size_t pieces = steps_[i]->pieces();
-      for (size_t piece = 0; piece < pieces; ++piece) steps_[i]->run(frame, piece);
-      seconds[i] += std::chrono::duration<double>(Clock::now() - begin).count();
-    }
+      run_pieces(frame, step);
+      seconds[step] += std::chrono::duration<double>(Clock::now() - begin).count();
+    });
   }
   return seconds;
 }

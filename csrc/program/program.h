@@ -17,7 +17,12 @@ class Program {
   // lanes: samples of a chunk; arena: floats; inputs, outputs: floats of one sample, row-major, of each.
   Program(size_t lanes, size_t arena, std::vector<size_t> inputs, std::vector<size_t> outputs);
 
-  void add(std::shared_ptr<const Step> step) { steps_.push_back(std::move(step)); }
+  // each: neighbours that are added so run together for the first sample of a chunk, then for the second one, and so on:
+  // what they hand on among themselves stays in the caches.
+  void add(std::shared_ptr<const Step> step, bool each = false) {
+    steps_.push_back(std::move(step));
+    each_.push_back(each);
+  }
   size_t inputs() const { return inputs_.size(); }
   size_t outputs() const { return outputs_.size(); }
   size_t steps() const { return steps_.size(); }
@@ -40,24 +45,33 @@ class Program {
     Aligned memory;
     std::vector<const float*> inputs;
     std::vector<float*> outputs;
+    std::vector<const float*> sample_inputs;  // of one sample of the chunk
+    std::vector<float*> sample_outputs;
   };
   class Lease {
    public:
     explicit Lease(const Program& program);
     ~Lease();
     Frame frame(const float* const* inputs, float* const* outputs, size_t first, size_t samples);
+    // run(number of the step, frame) in the order of a program.
+    template <typename Run>
+    void walk(const Frame& frame, const Run& run);
 
    private:
+    Frame sample(const Frame& frame, size_t i);
+
     const Program& program_;
     std::unique_ptr<Arena> arena_;
   };
 
   void run_chunks(const float* const* inputs, float* const* outputs, size_t samples) const;
-  void run_steps(const Frame& frame) const;
+  void run_pieces(const Frame& frame, size_t step) const;
+  void share_pieces(const Frame& frame, size_t step) const;
 
   size_t lanes_, floats_;
   std::vector<size_t> inputs_, outputs_;
   std::vector<std::shared_ptr<const Step>> steps_;
+  std::vector<bool> each_;
   bool poisoned_ = false;
   size_t threads_ = 1;
   Backend backend_ = Backend::own;

@@ -11,16 +11,18 @@ struct Frame {
   const float* const* inputs;  // row-major samples of this chunk, one pointer per input of the program
   float* const* outputs;
   size_t samples;              // of this chunk, from 1 to the program's lanes
+  size_t image = 0;            // where images go one by one: which of the chunk
 };
 
 // Where a value lies. Arena values are feature-major, in the step's own layout; the others are row-major.
 struct Place {
   enum Where { arena, input, output };
   Where where = arena;
-  size_t at = 0;  // floats into the arena, or the number of the input or output
+  size_t at = 0;    // floats into the arena, or the number of the input or output
+  size_t each = 0;  // floats from image to image, where each has a place of its own
 
   const float* read(const Frame& frame) const { return where == input ? frame.inputs[at] : write(frame); }
-  float* write(const Frame& frame) const { return where == output ? frame.outputs[at] : frame.arena + at; }
+  float* write(const Frame& frame) const { return where == output ? frame.outputs[at] : frame.arena + at + frame.image * each; }
 };
 
 // Checked once, at creation, and never changed: a step may run on several threads at once, in different frames.

@@ -132,13 +132,13 @@ def run(isa: str, work: Layer, cut: Cut) -> tuple[Array, Array]:
     at = np.cumsum([0, work.x.floats, work.y.floats, work.y.floats]).tolist()
     sums, z = probe(isa, work.y, (at[1], at[3]))
     inputs = [np.ascontiguousarray(work.pixels)]
-    steps = [core.ToPlanes(native_planes(work.x), place("input", 0), place("arena", 0))]
+    steps = [core.ToPlanes(core.table(isa), native_planes(work.x), place("input", 0), place("arena", 0))]
     if work.residual is not None:
         inputs.append(np.ascontiguousarray(work.residual))
-        steps.append(core.ToPlanes(native_planes(work.y), place("input", 1), place("arena", at[2])))
+        steps.append(core.ToPlanes(core.table(isa), native_planes(work.y), place("input", 1), place("arena", at[2])))
     steps += [conv_step(isa, work, cut, (0, at[1], at[2])), sums]
-    steps.append(core.FromPlanes(native_planes(work.y), place("arena", at[1]), place("output", 0)))
-    steps.append(core.FromPlanes(native_planes(z), place("arena", at[3]), place("output", 1)))
+    steps.append(core.FromPlanes(core.table(isa), native_planes(work.y), place("arena", at[1]), place("output", 0)))
+    steps.append(core.FromPlanes(core.table(isa), native_planes(z), place("arena", at[3]), place("output", 1)))
     outputs = [np.empty((work.y.channels, work.y.height, work.y.width), np.float32) for _ in range(2)]
     run_program(steps, at[3] + z.floats, inputs, outputs)
     return outputs[0], outputs[1]

@@ -41,11 +41,14 @@ def run(isa: str, inputs: list[tuple[Planes, Array]], y: Planes, step: StepOf) -
     """Convert, run ``step(places of the inputs, place of y)``, convert back; the padding of y is looked at, too."""
     at = np.cumsum([0, *(planes.floats for planes, _ in inputs), y.floats]).tolist()
     places = [place("arena", begin) for begin in at]
-    steps = [core.ToPlanes(native_planes(planes), place("input", i), places[i]) for i, (planes, _) in enumerate(inputs)]
+    steps = [
+        core.ToPlanes(core.table(isa), native_planes(planes), place("input", i), places[i])
+        for i, (planes, _) in enumerate(inputs)
+    ]
     sums, z = probe(isa, y, (at[-2], at[-1]))
     steps += [step(places[:-2], places[-2]), sums]
-    steps += [core.FromPlanes(native_planes(y), places[-2], place("output", 0))]
-    steps += [core.FromPlanes(native_planes(z), places[-1], place("output", 1))]
+    steps += [core.FromPlanes(core.table(isa), native_planes(y), places[-2], place("output", 0))]
+    steps += [core.FromPlanes(core.table(isa), native_planes(z), places[-1], place("output", 1))]
     outputs = [np.empty((y.channels, y.height, y.width), np.float32) for _ in range(2)]
     run_program(steps, at[-1] + z.floats, [np.ascontiguousarray(x) for _, x in inputs], outputs)
     found = outputs[0].astype(float)
@@ -111,11 +114,11 @@ def test_sums(isa: str, activation: str | None, pads: tuple[int, int, int]) -> N
 def means(isa: str, x: Planes, pixels: Array, outputs: int, panel: bool) -> Array:
     """Means of planes, or the pixels themselves, by way of a panel of one sample in the arena or straight out."""
     table, found = core.table(isa), np.full(outputs, np.nan, np.float32)
-    steps = [core.ToPlanes(native_planes(x), place("input", 0), place("arena", 0))]
+    steps = [core.ToPlanes(core.table(isa), native_planes(x), place("input", 0), place("arena", 0))]
     target = place("arena", x.floats) if panel else place("output", 0)
     flat = outputs != x.channels
     source = native_planes(x), place("arena", 0), target
-    steps.append(core.FromPlanes(*source) if flat else core.GlobalMean(table, *source))
+    steps.append(core.FromPlanes(table, *source) if flat else core.GlobalMean(table, *source))
     if panel:
         steps.append(core.FromPanel(table, outputs, 1, target, place("output", 0)))
     run_program(steps, x.floats + core.panel_floats(outputs, 1), [np.ascontiguousarray(pixels)], [found])
@@ -154,8 +157,8 @@ def test_what_does_not_fit_is_refused() -> None:
         (lambda: core.AddPlanes(table, x, None, y, here, None, here, 0), "sizes"),
         (lambda: core.AddPlanes(table, x, x, x, here, None, here, 0), "second"),
         (lambda: core.AddPlanes(table, x, None, x, here, None, here, 99), "activation"),
-        (lambda: core.ToPlanes(x, here, here), "input"),
-        (lambda: core.FromPlanes(x, here, place("input", 0)), "inputs"),
+        (lambda: core.ToPlanes(table, x, here, here), "input"),
+        (lambda: core.FromPlanes(table, x, here, place("input", 0)), "inputs"),
         (lambda: core.GlobalMean(table, x, out, here), "arena"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -11,17 +11,17 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from secateur.runtime.build import Weights
 from secateur.runtime.candidates import candidates
 from secateur.runtime.columns import RUN
 from secateur.runtime.conv_cuts import Cut
-from secateur.runtime.conv_layouts import named_cuts
+from secateur.runtime.conv_layouts import beside_of, named_cuts
 from secateur.runtime.convolution import PackedConv
 from secateur.runtime.depthwise import DepthwiseCut, PackedDepthwise
 from secateur.runtime.formats import Packed, pack, pieces_of
-from secateur.runtime.geometry import planes_of, window_of
+from secateur.runtime.geometry import Weights, planes_of, window_of
 from secateur.runtime.graph import Graph, Node, reference
 from secateur.runtime.layouts import Pieces
+from secateur.runtime.lineups import best_layouts, lineups
 from secateur.runtime.program import Program
 from secateur.runtime.words import KNOWN
 
@@ -48,6 +48,7 @@ _DENSE = {
 }
 _ROUNDS = 7
 _TRIES = 3  # runs in a round; the fastest counts
+_SLOW, _FEW = 50_000.0, 3  # microseconds of a program that is timed in fewer rounds, without a second run in each
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def layouts_of(graph: Graph, node: Node, lanes: int, dtype: torch.dtype = torch.
     assert node.weight is not None
     if node.kind != "conv":
         return candidates(node.weight, lanes, dtype)
-    return tuple(named_cuts(graph, node))
+    return tuple(name for name in named_cuts(graph, node) if beside_of(name) <= lanes)
 
 
 def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packed | PackedConv | PackedDepthwise:
@@ -115,7 +116,7 @@ def pack_layer(graph: Graph, node: Node, layout: str, threads: int = 1) -> Packe
     assert weight is not None
     dense = layout.startswith("dense")
     if not isinstance(cut, Pieces):
-        planes, window = planes_of(graph), window_of(node)
+        planes, window = planes_of(graph, beside_of(layout)), window_of(node)
         x, y = planes[node.inputs[0]], planes[node.output]
         if isinstance(cut, DepthwiseCut):
             return PackedDepthwise(weight, cut, x, y, window)
@@ -178,15 +179,12 @@ def choose(
         for name, layouts in tries.items()
         for layout in layouts
     }
-    programs = [
-        Program(graph, {name: packed[name, _at(layouts, i)] for name, layouts in tries.items()}, lanes)
-        for i in range(max(map(len, tries.values()), default=1))
-    ]
-    steps = _step_times(programs, inputs)
-    by_layer: dict[str, dict[str, float]] = {}
-    for name, layouts in tries.items():
-        by_layer[name] = {_at(layouts, i): steps[i][name] for i in range(len(layouts))}
-    best = {name: min(times, key=times.__getitem__) for name, times in by_layer.items()}
+    tried = [dict(given)] if given else lineups(graph, tries)
+    programs = [Program(graph, {name: packed[name, layout] for name, layout in some.items()}, lanes) for some in tried]
+    few = [x[:lanes] for x in inputs] if lanes > 1 and len(tried) > 1 else inputs  # one block says enough
+    best, by_layer = best_layouts(
+        graph, list(zip(tried, _step_times(programs, few), strict=True)), min(lanes, len(inputs[0]))
+    )
     program = Program(graph, {name: packed[name, layout] for name, layout in best.items()}, lanes)
     final = _step_times([program], inputs, tries=1)[0]
     dense = _dense_times(graph, inputs)
@@ -222,21 +220,19 @@ def share(graph: Graph, packed: Weights, lanes: int, threads: int, backend: str,
     return program
 
 
-def _at(layouts: tuple[str, ...], i: int) -> str:
-    return layouts[min(i, len(layouts) - 1)]
-
-
 def _step_times(programs: list[Program], inputs: list[Tensor], tries: int | None = None) -> list[dict[str, float]]:
     """Of every program, step -> microseconds: the median over rounds in which the programs take turns."""
-    tries = _TRIES if tries is None else tries
+    tries, rounds = _TRIES if tries is None else tries, _ROUNDS
+    if sum(us for program in programs for _, us in program.time(inputs)) > _SLOW * len(programs):
+        tries, rounds = 1, _FEW
     found: list[list[list[float]]] = [[] for _ in programs]
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for i, program in enumerate(programs):
             runs = [[us for _, us in program.time(inputs)] for _ in range(tries)]
             found[i].append([min(values) for values in zip(*runs, strict=True)])
     times: list[dict[str, float]] = []
-    for program, rounds in zip(programs, found, strict=True):
-        middle = [median(values) for values in zip(*rounds, strict=True)]
+    for program, values in zip(programs, found, strict=True):
+        middle = [median(several) for several in zip(*values, strict=True)]
         sums: dict[str, float] = {}
         for name, us in zip(program.names, middle, strict=True):
             sums[name] = sums.get(name, 0.0) + us
@@ -251,6 +247,8 @@ def _dense_times(graph: Graph, inputs: list[Tensor]) -> dict[str, float]:
         times: dict[str, float] = {}
         reference(graph, inputs, times)
         rounds.append(times)
+        if len(rounds) == _FEW and sum(times.values()) > _SLOW:
+            break
     return {name: median(times[name] for times in rounds) for name in rounds[0]}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateur.runtime.conv_cuts import Cut, Planes, Window
 
-__all__ = ["conv_candidates", "runs_direct"]
+__all__ = ["conv_candidates", "image_candidates", "runs_direct"]
 
 _DIRECT = 13_000  # floats of pixels that a block of channels may take: 1x1 reads them once per chunk, in order
 _TAPS = 8_000  # the same where several taps read them
@@ -12,6 +12,9 @@ _COPIED = 9_000
 _SPARSE = 0.07  # at lower densities blocks are larger: a row should keep 15 weights and more in a block
 _REACH = 65_535  # offsets have 16 bits
 _LONGEST = 14  # vectors that registers hold
+_BESIDE = 44 * 256  # floats of 16 images that a block of channels may take where several taps read them
+_BESIDE_ONE = 72 * 256  # and with one tap
+_WIDE = {1: 8, 2: 8, 4: 6}  # pixels of 16 images that a group of so many output channels takes at once
 
 
 def runs_direct(x: Planes, y: Planes, window: Window) -> bool:
@@ -60,6 +63,35 @@ def conv_candidates(x: Planes, y: Planes, window: Window, density: float, thread
             lanes, tile, block = (_direct if direct else _copied)(x, y, window, density, unit)
             cuts.append(Cut(layout, unit, direct, lanes, tile, block, chunk))
     return cuts[:3] if len(cuts) > 3 else cuts
+
+
+def image_candidates(x: Planes, y: Planes, window: Window, density: float, threads: int = 1) -> list[Cut]:
+    """As `conv_candidates`, for 16 images side by side.
+
+    Example:
+        >>> x = Planes(256, 14, 14, pad=1, lanes=16)
+        >>> [(cut.layout, cut.unit, cut.tile) for cut in image_candidates(x, x, Window(3, 3, padding=1), 0.1)]
+        [('blocks', 1, 7), ('rows', 4, 5)]
+    """
+    outputs = y.channels // window.groups
+    if density == 1 and outputs >= 2:
+        units = [("blocks", 4 if outputs > 2 else 2)]
+    elif outputs == 1 or density < _SPARSE:
+        units = [("blocks", 1)]
+    else:
+        units = [("blocks", 1), ("rows", 4 if outputs > 2 else 2)]
+    cuts: list[Cut] = []
+    for layout, unit in units:
+        tile = _even(y.width, _WIDE[unit]) if window.step <= 2 else 1
+        pixels = (tile - 1) * window.step + window.dilation * (window.width - 1) + 1
+        taps = window.height * window.width
+        block = (_BESIDE // (window.height * pixels * 16)) if taps > 1 else _BESIDE_ONE // (tile * 16)
+        block = 2 * block if density < _SPARSE else block
+        far = window.dilation * ((window.height - 1) * x.row + (window.width - 1) * 16) >> 4
+        block = _even(x.channels // window.groups, min(block, (_REACH - far) // (x.stride >> 4) + 1))
+        chunk = -(-outputs // threads)
+        cuts.append(Cut(layout, unit, True, 16, tile, block, min(-(-chunk // unit) * unit, 32768)))
+    return cuts
 
 
 def _ways(x: Planes, y: Planes, window: Window) -> list[bool]:

@@ -21,30 +21,32 @@ _LANES = (8, 16)
 class Planes:
     """Where the pixels of a value lie.
 
-    Pixel (h, w) of channel c is at ``c * stride + first + h * row + w`` floats; a row is ``width`` pixels, then ``pad``
-    zeros.
+    Pixel (h, w) of channel c is at ``c * stride + first + h * row + w * lanes`` floats; a row is ``width`` pixels, then
+    ``pad`` zeros. A pixel is one float, or 16 of as many images.
 
     Attributes:
         channels: how many planes there are.
         height: rows of pixels.
         width: pixels of a row.
         pad: the largest padding among the readers of the value.
+        lanes: images side by side, 1 or 16.
     """
 
     channels: int
     height: int
     width: int
     pad: int = 0
+    lanes: int = 1
 
     @property
     def row(self) -> int:
         """Floats from one row to the next."""
-        return self.width + self.pad
+        return (self.width + self.pad) * self.lanes
 
     @property
     def margin(self) -> int:
         """Zeros that a window may read before the first pixel and behind the last row."""
-        return self.pad * self.row + self.pad
+        return self.pad * self.row + self.pad * self.lanes
 
     @property
     def first(self) -> int:
@@ -79,7 +81,7 @@ class Window:
         height, width = (
             self._length(kernel, size) for kernel, size in ((self.height, x.height), (self.width, x.width))
         )
-        return Planes(channels, height, width, pad)
+        return Planes(channels, height, width, pad, x.lanes)
 
     def _length(self, kernel: int, size: int) -> int:
         length = (size + 2 * self.padding - self.dilation * (kernel - 1) - 1) // self.step + 1
@@ -95,8 +97,8 @@ class Cut:
     Attributes:
         layout: a key of ``LAYOUTS``.
         unit: output channels of a group.
-        direct: pixels are read where they are; needs step 1 and equal rows of input and output. Else what a tile needs
-            is first copied to where all taps are aligned.
+        direct: pixels are read where they are; needs 16 images side by side, or step 1 and equal rows of input and
+            output. Else what a tile needs is first copied to where all taps are aligned.
         lanes: 8 or 16 floats in a vector.
         tile: rows of output pixels; where direct, vectors.
         block: input channels whose pixels stay in the first cache.
@@ -130,8 +132,9 @@ class Cut:
         rows = np.arange(window.height)[:, None] * window.dilation
         columns = np.arange(window.width)[None, :]
         if self.direct:
-            shift = 4 if window.height * window.width == 1 else 0
-            return x.stride >> shift, rows * x.row + columns * window.dilation, shift
+            shift = 4 if x.lanes > 1 or window.height * window.width == 1 else 0
+            taps = rows * x.row + columns * (window.dilation * x.lanes)
+            return x.stride >> shift, taps >> shift, shift
         row = _rounded(y.width, self.lanes)
         tile = min(self.tile, y.height)
         phase, place = rows[:, 0] % window.step, rows[:, 0] // window.step

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from secateur.runtime.conv_candidates import conv_candidates
+from secateur.runtime.conv_candidates import conv_candidates, image_candidates
 from secateur.runtime.conv_cuts import Cut
 from secateur.runtime.depthwise import DepthwiseCut
 from secateur.runtime.geometry import planes_of, window_of
 from secateur.runtime.graph import Graph, Node
 
-__all__ = ["named_cuts"]
+__all__ = ["beside_of", "named_cuts"]
 
 _MOSTLY_ZEROS = 0.7  # above this density sparse kernels are not tried
 _MANY = 0.3  # and above this one the dense kernel is
@@ -17,9 +17,9 @@ _MANY = 0.3  # and above this one the dense kernel is
 def named_cuts(graph: Graph, node: Node, threads: int = 1) -> dict[str, tuple[Cut | DepthwiseCut, bool]]:
     """Name -> (cut, whether zeros are kept), the likeliest first.
 
-    A name says where pixels are read (``direct``: where they are; ``copied``: aligned for every tap), and how many
-    output channels share their loads; ``dense`` stands before it where every weight is kept. ``depthwise`` makes one
-    plane of one plane, and leaves zeros out.
+    A name says where pixels are read (``direct``: where they are; ``copied``: aligned for every tap; ``images``: 16
+    images side by side), and how many output channels share their loads; ``dense`` stands before it where every weight
+    is kept. ``depthwise`` makes one plane of one plane, and leaves zeros out.
 
     Args:
         graph: that the node is of.
@@ -28,19 +28,30 @@ def named_cuts(graph: Graph, node: Node, threads: int = 1) -> dict[str, tuple[Cu
     """
     weight = node.weight
     assert weight is not None
-    planes, window = planes_of(graph), window_of(node)
-    x, y = planes[node.inputs[0]], planes[node.output]
     density = 1.0 - node.sparsity if weight.numel() else 0.0
     found: dict[str, tuple[Cut | DepthwiseCut, bool]] = {}
-    if window.groups == x.channels:
-        found[DepthwiseCut.layout] = DepthwiseCut(-(-y.channels // threads)), False
-    if density < _MOSTLY_ZEROS:
-        found |= {_name(cut): (cut, False) for cut in conv_candidates(x, y, window, density, threads)}
-    if density > _MANY:
-        found |= {f"dense-{_name(cut)}": (cut, True) for cut in conv_candidates(x, y, window, 1.0, threads)}
+    for beside, candidates in ((1, conv_candidates), (16, image_candidates)):
+        planes, window = planes_of(graph, beside), window_of(node)
+        x, y = planes[node.inputs[0]], planes[node.output]
+        if beside == 1 and window.groups == x.channels:
+            found[DepthwiseCut.layout] = DepthwiseCut(-(-y.channels // threads)), False
+        if density < _MOSTLY_ZEROS:
+            found |= {_name(cut, beside): (cut, False) for cut in candidates(x, y, window, density, threads)}
+        if density > _MANY:
+            found |= {f"dense-{_name(cut, beside)}": (cut, True) for cut in candidates(x, y, window, 1.0, threads)}
     return found
 
 
-def _name(cut: Cut) -> str:
-    way = "direct" if cut.direct else "copied"
+def beside_of(layout: str) -> int:
+    """Images side by side that a layout of a convolution wants.
+
+    Example:
+        >>> beside_of("direct4"), beside_of("dense-images4")
+        (1, 16)
+    """
+    return 16 if "images" in layout else 1
+
+
+def _name(cut: Cut, beside: int) -> str:
+    way = "images" if beside > 1 else "direct" if cut.direct else "copied"
     return f"{way}{cut.unit}" if cut.unit > 1 else way

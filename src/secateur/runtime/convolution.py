@@ -101,4 +101,4 @@ class PackedConv:
 
 def native_planes(planes: Planes) -> Any:
     """The core's own object."""
-    return core.Planes(planes.channels, planes.height, planes.width, planes.pad)
+    return core.Planes(planes.channels, planes.height, planes.width, planes.pad, planes.lanes)

@@ -8,7 +8,8 @@ from typing import Any, final
 from torch import Tensor
 
 from secateur.native.loading import core
-from secateur.runtime.build import Build, Weights
+from secateur.runtime.build import Build
+from secateur.runtime.geometry import Weights
 from secateur.runtime.graph import Graph
 
 __all__ = ["LANES", "Program", "lanes_of"]

@@ -23,6 +23,7 @@ from secateur.native.threads import usable_threads
 from secateur.runtime.cache import machine
 from secateur.runtime.canonical import BlockedCsr
 from secateur.runtime.choose import cut_of, pack_layer
+from secateur.runtime.conv_layouts import beside_of
 from secateur.runtime.convolution import PackedConv
 from secateur.runtime.depthwise import DepthwiseCut, PackedDepthwise
 from secateur.runtime.formats import Packed
@@ -104,7 +105,7 @@ class _Brought:
             return pack_layer(graph, node, layout, threads)
         kernel, _, streams = found
         if not isinstance(cut, Pieces):
-            planes, window = planes_of(graph), window_of(node)
+            planes, window = planes_of(graph, beside_of(layout)), window_of(node)
             x, y = planes[node.inputs[0]], planes[node.output]
             if isinstance(cut, DepthwiseCut):
                 return PackedDepthwise.of_streams(streams, cut, x, y, window)

@@ -20,6 +20,9 @@ from secateur.runtime.remember import Packing, entry_of, rebuild, structure
 __all__ = ["RegionModule", "size_class"]
 
 
+_BLOCK = 16  # images that lie side by side
+
+
 @final
 class RegionModule(nn.Module):
     """A graph of the runtime in the place of the operators that it came from.
@@ -51,6 +54,7 @@ class RegionModule(nn.Module):
         self._lock = threading.Lock()
         self._first = torch.Size(graph.shapes[graph.inputs[0]])
         alone = len(graph.inputs) == len(graph.outputs) == 1 and leads[0] == 1
+        self._images = any(is_image(graph, value) for value in graph.shapes)
         self._bare = 1 + len(self._first) if alone else None  # axes of a batch that needs no reshaping
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -68,7 +72,7 @@ class RegionModule(nn.Module):
                 and not x.requires_grad
             ):
                 chosen = self.chosen.get(size_class(x.shape[0]))
-                if chosen is not None and chosen.wins:
+                if chosen is not None and chosen.wins and not self._ragged(x.shape[0]):
                     return chosen.program.run_one(x)
         return self._run(inputs)
 
@@ -80,19 +84,37 @@ class RegionModule(nn.Module):
         lead = inputs[0].shape[: self.leads[0]]
         samples = math.prod(lead)
         taken = [self._checked(i, x, samples) for i, x in enumerate(inputs)]
-        chosen = self.chosen.get(size_class(samples))
-        if chosen is None:
-            chosen = self.decide(taken)
-        if chosen.wins:
-            outputs = chosen.program.run(taken)
-        else:
-            with torch.no_grad():
-                outputs = reference(self.graph, taken)
+        outputs = self._outputs(taken, self._ragged(samples))
         shaped = [
             y if len(lead) == 1 else y.view(*lead, *self.graph.shapes[name])
             for y, name in zip(outputs, self.graph.outputs, strict=True)
         ]
         return shaped[0] if len(shaped) == 1 else tuple(shaped)
+
+    def _outputs(self, inputs: list[Tensor], ragged: bool = False) -> list[Tensor]:
+        """Whole blocks of images; the rest of them as one more, or as so few are run, whichever is faster."""
+        chosen = self._for(inputs)
+        samples = len(inputs[0])
+        if not chosen.wins:
+            with torch.no_grad():
+                return reference(self.graph, inputs)
+        lanes = chosen.program.lanes
+        rest = samples % lanes if ragged else 0
+        if rest:
+            last = [x[-rest:] for x in inputs]
+            other = self._for(last)
+            apart = (other.us if other.wins else other.dense_us) * rest / other.samples
+            if apart < chosen.us / -(-chosen.samples // lanes):
+                first = chosen.program.run([x[:-rest] for x in inputs])
+                return [torch.cat(both) for both in zip(first, self._outputs(last), strict=True)]
+        return chosen.program.run(inputs)
+
+    def _for(self, inputs: list[Tensor]) -> Chosen:
+        return self.chosen.get(size_class(len(inputs[0]))) or self.decide(inputs)
+
+    def _ragged(self, samples: int) -> bool:
+        """Whether images, 16 of which may lie side by side, do not fill their blocks."""
+        return self._images and samples > _BLOCK and samples % _BLOCK > 0
 
     def decide(self, inputs: list[Tensor]) -> Chosen:
         """Measure for as many samples as these inputs have; the answer serves all calls of this size class."""
@@ -125,9 +147,11 @@ class RegionModule(nn.Module):
         return self.given | {size: entry_of(self.graph, chosen) for size, chosen in self.chosen.items()}
 
     def _widths(self, samples: int) -> tuple[int, ...]:
-        """Panels to try: images go one by one, and so may a few samples."""
-        if any(is_image(self.graph, value) for value in self.graph.shapes):
-            return (1,)
+        """Samples side by side to try. Of 16 images every layer may still go one by one; threads share them better."""
+        if self._images:
+            if samples <= _BLOCK // 2:
+                return (1,)
+            return (16,) if self.threads == 1 else (16, 1)
         return (1, 16) if 1 < samples <= 8 else (lanes_of(samples),)
 
     def _checked(self, place: int, x: Tensor, samples: int) -> Tensor:
