@@ -148,11 +148,11 @@ def report(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "rows": [row for run in runs for row in table_rows(run)],
         "runs": runs,
         "environment": asdict(environment()),
-        "note": "Random masks (synthetic). The fastest of interleaved rounds, which a busy machine alters least; float32 "
-        "in and out, row-major, conversions counted. Dense: the best of torch, onnxruntime and OpenVINO in that format; "
-        "torch gets its input in bf16, OpenVINO's int8 a grid that was measured beforehand. `gain` is of the checked "
-        "Python function, `of the core alone` without its checks and allocation, as programs call it. The formats differ "
-        "in accuracy: measure yours.",
+        "note": "Random masks (synthetic). The fastest of interleaved rounds, which a busy machine alters least; "
+        "float32 in and out, row-major, conversions counted. Dense: the best of torch, onnxruntime and OpenVINO in "
+        "that format; torch gets its input in bf16, OpenVINO's int8 a grid that was measured beforehand. `gain` is of "
+        "the checked Python function, `of the core alone` without its checks and allocation, as programs call it. "
+        "The formats differ in accuracy: measure yours.",
     }
 
 
