@@ -98,17 +98,11 @@ def program_of(graph: Graph, ways: dict[str, int], isa: str, pick: random.Random
 
 
 def test_what_a_span_reads_from_outside_stays_for_all_images() -> None:
-    """`c` is large enough to be laid over `a`, which nobody reads after `b`, if that were free before the last image."""
+    """`c` would be laid over `a`, which nobody reads after `b`, if that were free before the last image."""
     torch.manual_seed(1)
-    nodes = (
-        conv("a", "x", (1, 1, 3)),
-        conv("b", "a", (1, 1, 3)),
-        conv("c", "b", (1, 24, 3)),
-        conv("d", "c", (24, 1, 3)),
-    )
-    graph = Graph(
-        nodes, {"x": (1, 9, 9), "a": (1, 9, 9), "b": (1, 9, 9), "c": (24, 9, 9), "d": (1, 9, 9)}, ("x",), ("d",)
-    )
+    channels = {"x": 1, "a": 1, "b": 1, "c": 24, "d": 1}
+    nodes = tuple(conv(y, x, (channels[x], channels[y], 3)) for x, y in itertools.pairwise("xabcd"))
+    graph = Graph(nodes, {name: (count, 9, 9) for name, count in channels.items()}, ("x",), ("d",))
     x = torch.randn(16, 1, 9, 9)
     program = program_of(graph, {"a": 16, "b": 1, "c": 1, "d": 1}, "portable", random.Random(0))
     torch.testing.assert_close(program.run([x])[0].double(), exact(graph, x)[0], rtol=1e-4, atol=1e-4)
