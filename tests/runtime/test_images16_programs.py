@@ -97,6 +97,17 @@ def program_of(graph: Graph, ways: dict[str, int], isa: str, pick: random.Random
     return Program(graph, weights, 16, core.table(isa), poison=True)
 
 
+def test_what_a_span_reads_from_outside_stays_for_all_images() -> None:
+    """`c` would be laid over `a`, which nobody reads after `b`, if that were free before the last image."""
+    torch.manual_seed(1)
+    channels = {"x": 1, "a": 1, "b": 1, "c": 24, "d": 1}
+    nodes = tuple(conv(y, x, (channels[x], channels[y], 3)) for x, y in itertools.pairwise("xabcd"))
+    graph = Graph(nodes, {name: (count, 9, 9) for name, count in channels.items()}, ("x",), ("d",))
+    x = torch.randn(16, 1, 9, 9)
+    program = program_of(graph, {"a": 16, "b": 1, "c": 1, "d": 1}, "portable", random.Random(0))
+    torch.testing.assert_close(program.run([x])[0].double(), exact(graph, x)[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_any_mixture_gives_the_same(isa: str, network: Graph) -> None:
     pick = random.Random(1)

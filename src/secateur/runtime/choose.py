@@ -221,10 +221,10 @@ def share(graph: Graph, packed: Weights, lanes: int, threads: int, backend: str,
 
 
 def _step_times(programs: list[Program], inputs: list[Tensor], tries: int | None = None) -> list[dict[str, float]]:
-    """Of every program, step -> microseconds: the median over rounds in which the programs take turns."""
-    tries, rounds = _TRIES if tries is None else tries, _ROUNDS
+    """Of every program, step -> microseconds: the median over rounds in which they take turns; of few the least."""
+    tries, rounds, usual = _TRIES if tries is None else tries, _ROUNDS, median
     if sum(us for program in programs for _, us in program.time(inputs)) > _SLOW * len(programs):
-        tries, rounds = 1, _FEW
+        tries, rounds, usual = 1, _FEW, min  # of so few a busy moment would be the median
     found: list[list[list[float]]] = [[] for _ in programs]
     for _ in range(rounds):
         for i, program in enumerate(programs):
@@ -232,7 +232,7 @@ def _step_times(programs: list[Program], inputs: list[Tensor], tries: int | None
             found[i].append([min(values) for values in zip(*runs, strict=True)])
     times: list[dict[str, float]] = []
     for program, values in zip(programs, found, strict=True):
-        middle = [median(several) for several in zip(*values, strict=True)]
+        middle = [usual(several) for several in zip(*values, strict=True)]
         sums: dict[str, float] = {}
         for name, us in zip(program.names, middle, strict=True):
             sums[name] = sums.get(name, 0.0) + us
