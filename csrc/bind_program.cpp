@@ -84,6 +84,18 @@ void bind_packed(nb::module_& m) {
       .def_prop_ro("runs_panels", &Packed::runs_panels);
 }
 
+void bind_words(nb::module_& m) {
+  nb::class_<secateur::ToGrid, Step>(m, "ToGrid").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
+  nb::class_<secateur::ToWords, Step>(m, "ToWords")
+      .def("__init__", [](secateur::ToWords* self, const KernelTable& table, size_t inputs, size_t features, size_t lanes,
+                          const Place& from, const Place& to) {
+             new (self) secateur::ToWords(table, word_of(inputs), features, lanes, from, to);
+           }, "table"_a, "inputs"_a, "features"_a, "lanes"_a, "from"_a, "to"_a);
+  m.def("words_floats", [](size_t inputs, size_t features, size_t lanes) {
+    return secateur::grid_floats(word_of(inputs), lanes) + secateur::panel::floats((features + inputs - 1) / inputs, lanes);
+  }, "inputs"_a, "features"_a, "lanes"_a);
+}
+
 }  // namespace
 
 void secateur::bind_program(nb::module_& m) {
@@ -100,12 +112,6 @@ void secateur::bind_program(nb::module_& m) {
                                          rounded);
            }, "weight"_a, "lanes"_a, "x"_a, "y"_a, "residual"_a.none(), "bias"_a, "activation"_a, "rounded"_a = false);
   nb::class_<ToPanel, Step>(m, "ToPanel").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
-  nb::class_<secateur::ToGrid, Step>(m, "ToGrid").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
-  nb::class_<secateur::ToWords, Step>(m, "ToWords")
-      .def("__init__", [](secateur::ToWords* self, const KernelTable& table, size_t inputs, size_t features, size_t lanes,
-                          const Place& from, const Place& to) {
-             new (self) secateur::ToWords(table, word_of(inputs), features, lanes, from, to);
-           }, "table"_a, "inputs"_a, "features"_a, "lanes"_a, "from"_a, "to"_a);
   nb::class_<FromPanel, Step>(m, "FromPanel").def(nb::init<const KernelTable&, size_t, size_t, Place, Place>());
   nb::class_<Add, Step>(m, "Add")
       .def("__init__", [](Add* self, const KernelTable& table, size_t floats, const Place& x, const Place* other,
@@ -132,8 +138,6 @@ void secateur::bind_program(nb::module_& m) {
       .def("run", run, "inputs"_a, "outputs"_a, "samples"_a)
       .def("run_one", run_one, "x"_a, "y"_a, "samples"_a)
       .def("time", time_steps, "inputs"_a, "outputs"_a, "samples"_a);
+  bind_words(m);
   m.def("panel_floats", &secateur::panel::floats, "features"_a, "lanes"_a);
-  m.def("words_floats", [](size_t inputs, size_t features, size_t lanes) {
-    return secateur::grid_floats(word_of(inputs), lanes) + secateur::panel::floats((features + inputs - 1) / inputs, lanes);
-  }, "inputs"_a, "features"_a, "lanes"_a);
 }

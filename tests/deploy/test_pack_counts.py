@@ -124,7 +124,7 @@ def test_roofs_only_on_request_and_in_the_record(monkeypatch: pytest.MonkeyPatch
 
 def test_without_layers_or_core_no_roofs_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "measure_roofs", lambda: pytest.fail("measured for nothing"))
-    dense = sc.pack(nn.Sequential(nn.Linear(8, 8)).eval(), torch.randn(1, 8))
+    dense = sc.pack(nn.Softmax(1), torch.randn(1, 8))
     assert dense.explain(roofs=True).roofs is None
     fast = sc.pack(sparse(nn.Sequential(nn.Linear(32, 32))), torch.randn(1, 32), cache=False)
     monkeypatch.setattr(packing, "core", None)
