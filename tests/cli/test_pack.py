@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import secateur as sc
 from secateur.cli.functions import make_model
 from secateur.deploy.pack import packed as packing
+from secateur.runtime.choose import choose
 from tests.native.oracle import needs_core
 
 pytestmark = needs_core
@@ -57,6 +58,17 @@ def test_blobs_and_data_of_the_users(run: Any, nets: Path, sparse_file: Path) ->
     run("pack", sparse_file, *MODEL, "--data", "nets:batches", "-o", "blobs", "--blobs")
     assert (nets / "blobs").stat().st_size > (nets / "plain").stat().st_size
     assert sc.load(nets / "blobs").explain().dense_us > 0  # type: ignore[union-attr]
+
+
+def test_another_number_format(run: Any, nets: Path, sparse_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "secateur.deploy.pack.region.choose",
+        lambda *args, **options: asked.append(options["dtype"]) or choose(*args, **options),
+    )
+    run("pack", sparse_file, *MODEL, *SHAPE, "--dtype", "int8", "-o", "packed.safetensors")
+    assert set(asked) == {torch.int8}
+    assert "float16" in run("pack", sparse_file, *MODEL, *SHAPE, "--dtype", "float16", code=2).stderr
 
 
 def test_the_cache_can_be_left_out(run: Any, nets: Path, sparse_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

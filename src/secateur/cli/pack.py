@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from secateur.deploy.pack import PackedModel
 
 __all__ = ["NOTHING_FASTER", "pack"]
+
+
+class Precision(str, Enum):
+    """The number formats of ``sc.pack(dtype=)``."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
 
 NOTHING_FASTER = 3
 """The exit code where the dense model is at least as fast."""
@@ -33,6 +43,10 @@ def pack(
         Path | None, typer.Option("--out", "-o", help="Write the packed model, which sc.load takes without its class.")
     ] = None,
     blobs: Annotated[bool, typer.Option("--blobs", help="Write the kernels' own streams into that file too.")] = False,
+    dtype: Annotated[
+        Precision,
+        typer.Option("--dtype", help="What linear layers may run in where it is faster; measure the accuracy."),
+    ] = Precision.float32,
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Use and keep what was measured on this machine.")
     ] = True,
@@ -49,6 +63,8 @@ def pack(
 
     Example: secateur pack sparse.safetensors --model nets:make --shape 1,3,224,224 --out packed.safetensors
     """
+    import torch
+
     from secateur.cli.bench import example_inputs
     from secateur.cli.functions import make_model
     from secateur.cli.weights import check_folder, fill
@@ -64,7 +80,7 @@ def pack(
     fill(net, file)
     inputs = example_inputs(shape, data)
     with console(stderr=True).status("measuring"):
-        fast = run(net, inputs, threads=threads, cache=cache)
+        fast = run(net, inputs, threads=threads, dtype=getattr(torch, dtype.value), cache=cache)
         found = replace(fast.explain(roofs=json is not None), title=str(file), environment=environment())
     if json is not None:
         json.write_text(json_module.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
