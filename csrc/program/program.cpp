@@ -100,19 +100,35 @@ void Program::share(size_t threads, Backend backend, std::vector<double> step_us
 }
 
 void Program::run(const float* const* inputs, float* const* outputs, size_t samples) const {
-  if (threads_ > 1 && samples > lanes_) return run_chunks(inputs, outputs, samples);
+  if (threads_ > 1 && samples > 0) return run_shared(inputs, outputs, samples);
   Lease lease(*this);
-  if (threads_ == 1) {
-    for (size_t first = 0; first < samples; first += lanes_) {
-      lease.walk(lease.frame(inputs, outputs, first, samples),
-                 [this](size_t step, const Frame& frame) { run_pieces(frame, step); });
-    }
-  } else if (samples > 0) {
-    const bool own = backend_ == Backend::own;
-    const Session session(own ? threads_ : 1, own ? chunk_us_ : 0);
-    lease.walk(lease.frame(inputs, outputs, 0, samples),
-               [this](size_t step, const Frame& frame) { share_pieces(frame, step); });
+  for (size_t first = 0; first < samples; first += lanes_) {
+    lease.walk(lease.frame(inputs, outputs, first, samples),
+               [this](size_t step, const Frame& frame) { run_pieces(frame, step); });
   }
+}
+
+// GOMP_parallel waits for all of its threads, those too that have not got a processor yet: beside a busy process that
+// takes longer than one thread alone. Whoever meets that leaves torch's threads alone for a while.
+void Program::run_shared(const float* const* inputs, float* const* outputs, size_t samples) const {
+  using Clock = std::chrono::steady_clock;
+  const auto now = [] { return std::chrono::duration<double, std::micro>(Clock::now().time_since_epoch()).count(); };
+  const double begin = now();
+  const bool own = backend_ == Backend::own || begin < gomp_again_.load(std::memory_order_relaxed);
+  const Backend backend = own ? Backend::own : Backend::gomp;
+  const double us = chunk_us_ * double((samples + lanes_ - 1) / lanes_);
+  {
+    const Session session(own ? threads_ : 1, own ? us : 0);
+    if (samples > lanes_) {
+      run_chunks(inputs, outputs, samples, backend);
+    } else {
+      Lease lease(*this);
+      lease.walk(lease.frame(inputs, outputs, 0, samples),
+                 [this, backend](size_t step, const Frame& frame) { share_pieces(frame, step, backend); });
+    }
+  }
+  const double end = now();
+  if (!own && end - begin > 1.1 * us) gomp_again_.store(end + 20 * (end - begin), std::memory_order_relaxed);
 }
 
 void Program::run_pieces(const Frame& frame, size_t step) const {
@@ -121,7 +137,7 @@ void Program::run_pieces(const Frame& frame, size_t step) const {
 }
 
 // The pieces of one step, one chunk or one sample of it.
-void Program::share_pieces(const Frame& frame, size_t step) const {
+void Program::share_pieces(const Frame& frame, size_t step, Backend backend) const {
   struct Context {
     const Step* step;
     const Frame* frame;
@@ -140,12 +156,12 @@ void Program::share_pieces(const Frame& frame, size_t step) const {
           here.failed = true;
         }
       },
-      &context, us, backend_);
+      &context, us, backend);
   if (context.failed) throw std::bad_alloc();
 }
 
 // Whole chunks, each thread in an arena of its own.
-void Program::run_chunks(const float* const* inputs, float* const* outputs, size_t samples) const {
+void Program::run_chunks(const float* const* inputs, float* const* outputs, size_t samples, Backend backend) const {
   struct Context {
     const Program* program;
     const float* const* inputs;
@@ -155,9 +171,6 @@ void Program::run_chunks(const float* const* inputs, float* const* outputs, size
   };
   Context context{this, inputs, outputs, samples};
   const size_t chunks = (samples + lanes_ - 1) / lanes_;
-  const double us = chunk_us_ * double(chunks);
-  const bool own = backend_ == Backend::own;
-  const Session session(own ? threads_ : 1, own ? us : 0);
   Pool::instance().parallel_for(
       chunks, threads_,
       [](void* data, size_t chunk) {
@@ -171,7 +184,7 @@ void Program::run_chunks(const float* const* inputs, float* const* outputs, size
           here.failed = true;
         }
       },
-      &context, us, backend_);
+      &context, chunk_us_ * double(chunks), backend);
   if (context.failed) throw std::bad_alloc();
 }
 

@@ -2,6 +2,7 @@
 // may run one, each in an arena of its own.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -64,9 +65,10 @@ class Program {
     std::unique_ptr<Arena> arena_;
   };
 
-  void run_chunks(const float* const* inputs, float* const* outputs, size_t samples) const;
+  void run_shared(const float* const* inputs, float* const* outputs, size_t samples) const;
+  void run_chunks(const float* const* inputs, float* const* outputs, size_t samples, Backend backend) const;
   void run_pieces(const Frame& frame, size_t step) const;
-  void share_pieces(const Frame& frame, size_t step) const;
+  void share_pieces(const Frame& frame, size_t step, Backend backend) const;
 
   size_t lanes_, floats_;
   std::vector<size_t> inputs_, outputs_;
@@ -77,6 +79,7 @@ class Program {
   Backend backend_ = Backend::own;
   std::vector<double> step_us_;
   double chunk_us_ = 0;
+  mutable std::atomic<double> gomp_again_{0};  // microseconds of the steady clock: not before
   mutable std::mutex shelf_lock_;
   mutable std::vector<std::unique_ptr<Arena>> shelf_;
 };
