@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.deploy.pack import CostTable, LayerCost
+from secateur.runtime.choose import choose
 from tests.native.oracle import needs_core
 
 TABLE = CostTable(
@@ -95,3 +96,18 @@ def test_every_layer_at_every_sparsity(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(times) == 2 and min(times) > 0 for layer in table.layers for times in layer.us.values())
     assert table.other_us > 0
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@needs_core
+@pytest.mark.parametrize("samples", [1, 3])
+def test_places_of_a_sequence_are_samples(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def spy(graph: Any, inputs: list[torch.Tensor], lanes: int) -> Any:
+        taken.append(len(inputs[0]))
+        return choose(graph, inputs, lanes)
+
+    monkeypatch.setattr("secateur.deploy.pack.costs.choose", spy)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    sc.cost_table(net, torch.randn(samples, 20, 8), sparsities=(0.0,))
+    assert taken == [20 * samples]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.deploy.pack.capture import capture, example_of
 from secateur.deploy.pack.lowering import lower
-from secateur.deploy.pack.regions import find_regions
+from secateur.deploy.pack.regions import Region, find_regions, leads_of
 from secateur.model.quietly import quietly
 from secateur.runtime.choose import choose, interleaved
 from secateur.runtime.geometry import is_image
@@ -186,16 +187,17 @@ def cost_table(
         raise ValueError(f"sparsities={list(sparsities)}: expected shares that rise from 0 and end at 1 or before")
     example = example_of(example_inputs)
     module = capture(model, example)
-    graphs = [lower(region) for region in find_regions(module)]
     arguments, keywords = example
+    values = [value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor)]
+    regions = [(lower(region), _rows(region, len(values[0]))) for region in find_regions(module)]
+    graphs = [graph for graph, _ in regions]
     with quietly(model), torch.no_grad():
         (dense_us,) = interleaved([lambda: model(*arguments, **keywords)])
-    samples = next(len(v) for v in (*arguments, *keywords.values()) if isinstance(v, Tensor))
     layers: dict[str, dict[str, list[float]]] = {}
     dense: dict[str, float] = {}
     others: list[float] = []
-    for graph in graphs:
-        _measure(graph, samples, units, sparsities, layers, dense, others)
+    for graph, rows in regions:
+        _measure(graph, rows, units, sparsities, layers, dense, others)
     sizes = {node.name: node.weight.numel() for graph in graphs for node in graph.nodes if node.weight is not None}
     found = tuple(
         LayerCost(name, sizes[name], dense[name], {unit: tuple(times) for unit, times in by_unit.items()})
@@ -203,7 +205,14 @@ def cost_table(
     )
     # What torch does between programs; a single program is taken to be the whole model.
     outside = dense_us - sum(dense.values()) if len(graphs) > 1 else 0.0
-    return CostTable(tuple(sparsities), found, sum(others) + max(outside, 0.0), dense_us, samples)
+    return CostTable(tuple(sparsities), found, sum(others) + max(outside, 0.0), dense_us, len(values[0]))
+
+
+def _rows(region: Region, samples: int) -> int:
+    """Samples of a program: places of a sequence count. Export saw two where the example has one."""
+    shape = region.inputs[0].meta["val"].shape[: leads_of(region)[0]]
+    lengths = [int(n.node.hint) if isinstance(n, torch.SymInt) else n for n in shape]
+    return max(math.prod(lengths) // (2 if samples == 1 else 1), 1)
 
 
 def _measure(

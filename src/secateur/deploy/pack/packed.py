@@ -16,7 +16,7 @@ from secateur.deploy.pack.capture import Example, capture, example_of
 from secateur.deploy.pack.lowering import lower
 from secateur.deploy.pack.parts import Parts, chained
 from secateur.deploy.pack.region import RegionModule
-from secateur.deploy.pack.regions import Region, find_regions
+from secateur.deploy.pack.regions import Region, find_regions, leads_of
 from secateur.model.names import unwrap
 from secateur.model.quietly import quietly
 from secateur.model.registry import find_masks
@@ -197,7 +197,9 @@ def pack(
     if not found:
         return _dense(model, "it has no layer that the runtime knows")
     threads = threads or usable_threads()
-    regions = [RegionModule(lower(region), _leads(region), threads, cache, dtype or torch.float32) for region in found]
+    regions = [
+        RegionModule(lower(region), leads_of(region), threads, cache, dtype or torch.float32) for region in found
+    ]
     stands_for: dict[fx.Node, fx.Node] = {}
     for i, (region, runner) in enumerate(zip(found, regions, strict=True)):
         module.add_submodule(f"program_{i}", runner)
@@ -220,15 +222,6 @@ def _check(model: nn.Module, threads: int | None, dtype: torch.dtype | None) -> 
     if places - {("cpu", torch.float32)}:
         listed = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in places))
         raise ValueError(f"pack expects float32 weights on the CPU, got {listed}; try model.float().cpu()")
-
-
-def _leads(region: Region) -> tuple[int, ...]:
-    """Axes before those of a sample, per input, as its first reader sees it."""
-    found: list[int] = []
-    for value in region.inputs:
-        reader = next(node for node, meaning in region.meanings.items() if value in meaning.values)
-        found.append(1 if region.meanings[reader].kind == "flatten" else region.leads[reader])
-    return tuple(found)
 
 
 def _replace(graph: fx.Graph, region: Region, name: str, stands_for: dict[fx.Node, fx.Node]) -> None:

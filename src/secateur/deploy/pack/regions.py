@@ -10,7 +10,7 @@ from torch import fx
 from secateur.deploy.pack.operators import Meaning, meaning, sample_shape
 from secateur.runtime.build import runs
 
-__all__ = ["Region", "find_regions"]
+__all__ = ["Region", "find_regions", "leads_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,3 +163,12 @@ def _region(nodes: list[fx.Node], meanings: dict[fx.Node, Meaning], leads: dict[
         tuple(dict.fromkeys(reads)),
         tuple(outputs),
     )
+
+
+def leads_of(region: Region) -> tuple[int, ...]:
+    """Axes before those of a sample, per input, as its first reader sees it."""
+    found: list[int] = []
+    for value in region.inputs:
+        reader = next(node for node, meaning in region.meanings.items() if value in meaning.values)
+        found.append(1 if region.meanings[reader].kind == "flatten" else region.leads[reader])
+    return tuple(found)
