@@ -23,47 +23,11 @@ from secateur.runtime.quads import LONGEST
 from secateur.runtime.remember import entry_of, rebuild, structure
 from tests.native.oracle import instruction_sets, needs_core
 from tests.runtime.int8_oracle import product, some_mask
-from tests.runtime.oracle import activated
+from tests.runtime.word_nets import network, packed_as, step_by_step
 
 
-def layer(number: int, rows: int, cols: int, **more: Any) -> Node:
-    torch.manual_seed(number)
-    weight = torch.randn(rows, cols) * some_mask(rows, cols, 0.25, "quads-int8") / cols**0.5
-    fields: dict[str, Any] = {"inputs": (f"v{number}",), "output": f"v{number + 1}", "bias": torch.randn(rows)} | more
-    return Node(kind="linear", name=f"layer{number}", weight=weight, **fields)
-
-
-def network() -> Graph:
-    """An input with two readers in quads, a residual, a value that is read in both formats and leaves."""
-    nodes = (
-        layer(0, 101, 193, activation="relu"),
-        layer(1, 101, 193, inputs=("v0",)),
-        Node(kind="add", name="sum", inputs=("v1", "v2"), output="v3", residual=True),
-        layer(3, 101, 101, inputs=("v3", "v1"), residual=True, activation="gelu"),
-        layer(4, 300, 101, inputs=("v3",), output="v5"),
-        layer(5, 7, 300),
-    )
-    shapes = {"v0": (193,), "v1": (101,), "v2": (101,), "v3": (101,), "v4": (101,), "v5": (300,), "v6": (7,)}
-    return Graph(nodes, shapes, ("v0",), ("v6", "v3", "v4"))
-
-
-def step_by_step(graph: Graph, x: Tensor) -> dict[str, np.ndarray]:
-    values = {"v0": x.double().numpy()}
-    for node in graph.nodes:
-        first = torch.from_numpy(values[node.inputs[0]]).float()
-        bias = None if node.bias is None else node.bias
-        y = values[node.inputs[0]] if node.weight is None else product(first, node.weight, node.weight != 0, bias)[0]
-        y = y + values[node.inputs[-1]] if node.residual else y
-        values[node.output] = activated(y, node.activation)
-    return values
-
-
-def packed_as(graph: Graph, layouts: tuple[str, ...], pieces: Pieces | None = None) -> dict[str, Packed]:
-    return {
-        node.output: pack(node.weight, layout=layouts[i % len(layouts)], pieces=pieces)
-        for i, node in enumerate(graph.nodes)
-        if node.weight is not None
-    }
+def mask(rows: int, cols: int) -> Tensor:
+    return some_mask(rows, cols, 0.25, "quads-int8")
 
 
 @needs_core
@@ -72,7 +36,7 @@ def packed_as(graph: Graph, layouts: tuple[str, ...], pieces: Pieces | None = No
 @pytest.mark.parametrize("lanes", LANES)
 def test_programs(isa: str, lanes: int, spread: bool) -> None:
     """A value may fall on the next number of its grid where sums differ in their last bit, hence the tolerance."""
-    graph = network()
+    graph = network(mask)
     layouts = ("quads-ell-int8", "quads-csr-int8") if lanes == 1 else ("quads-int8", "quads-rows-int8")
     weights = packed_as(graph, layouts, Pieces(96, 96, 16 if lanes == 1 else 8))
     program = Program(graph, weights, lanes, core.table(isa), poison=True, spread=spread)
@@ -83,7 +47,7 @@ def test_programs(isa: str, lanes: int, spread: bool) -> None:
     try:
         for samples in (1, lanes, 2 * lanes + 3):
             x = torch.randn(samples, 193)
-            wanted = step_by_step(graph, x)
+            wanted = step_by_step(graph, x, product)
             for name, found in zip(graph.outputs, program.run([x]), strict=True):
                 error = np.abs(found.numpy() - wanted[name])
                 assert error.max() < 0.03, name
@@ -95,18 +59,18 @@ def test_programs(isa: str, lanes: int, spread: bool) -> None:
 @needs_core
 @pytest.mark.parametrize("turn", [0, 1, 2])
 def test_formats_live_side_by_side(turn: int) -> None:
-    graph = network()
+    graph = network(mask)
     layouts = ("quads-int8", "even", "pairs-bf16")
     weights = packed_as(graph, (*layouts[turn:], *layouts[:turn]))
     x = torch.randn(20, 193)
-    wanted = step_by_step(graph, x)
+    wanted = step_by_step(graph, x, product)
     for name, found in zip(graph.outputs, Program(graph, weights, 32, poison=True).run([x]), strict=True):
         assert np.allclose(found.numpy(), wanted[name], atol=0.08), name
 
 
 @needs_core
 def test_what_is_not_finite_stays_in_its_sample() -> None:
-    graph = network()
+    graph = network(mask)
     for lanes, layout in ((16, "quads-int8"), (64, "block16-int8"), (1, "quads-ell-int8")):
         dense = layout.startswith("block16")
         weights = {
