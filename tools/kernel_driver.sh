@@ -10,12 +10,18 @@ shift 3
 mkdir -p "$build"
 common=(-std=c++17 -O3 -Wall -Wextra -Werror)
 read -ra extra <<<"${CXXFLAGS:-}"
-objects=()
+objects=() running=()
+finish() { # one compiler at a time, the oldest first; a failed one ends the script
+  wait "${running[0]}"
+  running=("${running[@]:1}")
+}
 compile() { # SOURCE FLAGS...
   local source=$1 object
   object="$build/$(basename "$(dirname "$source")")_$(basename "$source" .cpp).o"
   shift
-  "$compiler" "${common[@]}" "$@" "${extra[@]}" -c "$source" -o "$object"
+  while [ "${#running[@]}" -ge "$(nproc)" ]; do finish; done
+  "$compiler" "${common[@]}" "$@" "${extra[@]}" -c "$source" -o "$object" &
+  running+=($!)
   objects+=("$object")
 }
 
@@ -34,6 +40,7 @@ done < <(sed -nE 's/^SECATEUR_ISA\((\w+), (\w+), "([^"]*)", "[^"]*"\)$/\1|\2|\3/
 for source in csrc/conv/*_*.cpp csrc/dispatch.cpp csrc/pool/*.cpp csrc/program/*.cpp csrc/spmm/packed.cpp csrc/tests/*.cpp; do
   compile "$source"
 done
+while [ "${#running[@]}" -gt 0 ]; do finish; done
 read -ra link <<<"${LDFLAGS:-}"
 "$compiler" "${extra[@]}" "${objects[@]}" "${link[@]}" -pthread -ldl -o "$build/driver"
 "$@" "$build/driver"
