@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.units import parse_unit
-from secateur.model.activations import collect_activations
+from secateur.model.evidence import Source, collect
+from secateur.model.evidence.readers import NEAR_ZERO
 from secateur.model.targets import find_targets
-from secateur.model.watching import NEAR_ZERO
 
 __all__ = ["KINDS", "activation_statistics", "check_statistics", "read_activations"]
 
@@ -33,7 +33,7 @@ def activation_statistics(parts: list[Tensor], exact: bool = True, axis: int = 1
 
 
 def read_activations(net: nn.Module, data: Any, batches: int = 9, **more: Any) -> dict[str, dict[str, Tensor]]:
-    return collect_activations(net, KINDS, find_targets(net), _FILTER, data, batches=batches, **more)
+    return collect(net, KINDS, find_targets(net), _FILTER, Source(data, batches=batches, **more))
 
 
 def check_statistics(found: dict[str, dict[str, Tensor]], name: str, slow: dict[str, Tensor]) -> None:

@@ -9,7 +9,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "LossFunction", "StepFunction", "limited", "loss_of", "to_device"]
+__all__ = [
+    "Batch",
+    "LossFunction",
+    "StepFunction",
+    "forward_of",
+    "limited",
+    "loss_of",
+    "loss_of_output",
+    "to_device",
+]
 
 Batch: TypeAlias = Any
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
@@ -65,29 +74,92 @@ def loss_of(model: nn.Module, batch: Batch, loss: LossFunction | None, step: Ste
         ValueError: if the batch has another shape, no loss can be found, or it is not one number.
     """
     if step is not None:
-        value = step(model, batch)
-    elif isinstance(batch, Mapping):
-        output = model(**batch)
+        return _one_number(step(model, batch))
+    _check_labelled(batch, loss)
+    return loss_of_output(forward_of(model, batch, None), batch, loss)
+
+
+def forward_of(model: nn.Module, batch: Batch, step: StepFunction | None) -> Any:
+    """The model's output for one batch; labels are left out, and no loss is asked for.
+
+    Args:
+        model: the module.
+        batch: a tensor, ``(inputs,)``, ``(inputs, labels)``, or a mapping that goes in as ``model(**batch)``.
+        step: overrides all of that; what it returns is the output.
+
+    Returns:
+        What the model, or ``step``, returns.
+
+    Raises:
+        ValueError: if the batch has another shape.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> forward_of(net, (torch.zeros(4, 3), torch.zeros(4)), None).shape
+        torch.Size([4, 2])
+    """
+    if step is not None:
+        return step(model, batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, Tensor):
+        return model(batch)
+    if isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
+        return model(batch[0])
+    raise ValueError(
+        f"a batch is a {_kind(batch)}; known are tensors, (inputs,), (inputs, labels) and mappings that go in as "
+        "model(**batch). For anything else give step=lambda model, batch: model(...)"
+    )
+
+
+def loss_of_output(output: Any, batch: Batch, loss: LossFunction | None) -> Tensor:
+    """The scalar loss of a model's output for one batch.
+
+    Args:
+        output: what ``forward_of`` returned.
+        batch: an ``(inputs, labels)`` pair, or a mapping.
+        loss: of output and labels; for a mapping, of output and batch, ``output.loss`` being the default.
+
+    Returns:
+        A scalar tensor with a graph.
+
+    Raises:
+        ValueError: if the batch has no labels, no loss can be found, or it is not one number.
+    """
+    _check_labelled(batch, loss)
+    if isinstance(batch, Mapping):
         value = loss(output, batch) if loss is not None else getattr(output, "loss", None)
         if value is None:
             raise ValueError(
                 f"model(**batch) returned a {type(output).__name__} without a .loss; put the labels into the batch, "
                 "or give loss=lambda output, batch: ..."
             )
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-        if loss is None:
-            raise ValueError("batches are (inputs, labels) pairs, so loss= is needed, e.g. loss=F.cross_entropy")
-        value = loss(model(batch[0]), batch[1])
-    else:
-        shape = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        return _one_number(value)
+    assert loss is not None  # _check_labelled
+    return _one_number(loss(output, batch[1]))
+
+
+def _check_labelled(batch: Batch, loss: LossFunction | None) -> None:
+    if isinstance(batch, Mapping):
+        return
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise ValueError(
-            f"a batch is a {shape}; known are (inputs, labels) pairs and mappings that go in as model(**batch). "
+            f"a batch is a {_kind(batch)}; known are (inputs, labels) pairs and mappings that go in as model(**batch). "
             "For anything else give step=lambda model, batch: loss"
         )
+    if loss is None:
+        raise ValueError("batches are (inputs, labels) pairs, so loss= is needed, e.g. loss=F.cross_entropy")
+
+
+def _one_number(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"the loss is {given}, not one number; reduce it, e.g. by its mean over the batch")
     return value.reshape(())
+
+
+def _kind(batch: Batch) -> str:
+    return f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -8,11 +8,14 @@ layer's own output behind bias and norm. Functions without exact zeros (GELU, Si
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from secateur.core.canonical import wide
+from secateur.types import CriterionEntry
 
-__all__ = ["apoz", "mean_activation"]
+__all__ = ["ROWS", "apoz", "mean_activation"]
 
 
 def mean_activation(activation_mean: Tensor) -> Tensor:
@@ -54,3 +57,27 @@ def apoz(activation_zeros: Tensor) -> Tensor:
         Hu, Peng, Tai, Tang 2016, arXiv 1607.03250.
     """
     return 1.0 - wide(activation_zeros)
+
+
+ROWS: Mapping[str, CriterionEntry] = {
+    "mean_activation": CriterionEntry(
+        mean_activation,
+        "unit",
+        "mean",
+        "batches",
+        "mean |a| of each channel's activation",
+        "Molchanov et al. 2017, arXiv 1611.06440",
+        units=frozenset({"channel", "filter"}),
+        batches=10,
+    ),
+    "apoz": CriterionEntry(
+        apoz,
+        "unit",
+        "mean",
+        "batches",
+        "1 - share of zeros of each channel's activation",
+        "Hu et al. 2016, arXiv 1607.03250",
+        units=frozenset({"channel", "filter"}),
+        batches=10,
+    ),
+}

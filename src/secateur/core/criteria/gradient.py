@@ -7,11 +7,14 @@ of the mean, which vanishes near a minimum), ``gate_grad_sq`` = mean_b (dL/dz_u)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from secateur.core.canonical import wide
+from secateur.types import CriterionEntry
 
-__all__ = ["gate_taylor", "grad_magnitude", "snip", "snip_signed", "taylor"]
+__all__ = ["ROWS", "gate_taylor", "grad_magnitude", "snip", "snip_signed", "taylor"]
 
 
 def grad_magnitude(grad_abs: Tensor) -> Tensor:
@@ -122,3 +125,24 @@ def gate_taylor(gate_grad_sq: Tensor) -> Tensor:
         Molchanov, Mallya, Tyree, Frosio, Kautz 2019, arXiv 1906.10771.
     """
     return wide(gate_grad_sq)
+
+
+_SNIP = "Lee, Ajanthan, Torr 2019, arXiv 1810.02340"
+_MOLCHANOV = "Molchanov et al. 2019, arXiv 1906.10771"
+
+ROWS: Mapping[str, CriterionEntry] = {
+    "grad_magnitude": CriterionEntry(grad_magnitude, "weight", "mean", "batches", "mean_b |g|", f"variant of {_SNIP}"),
+    "snip": CriterionEntry(snip, "weight", "mean", "batches", "|w| mean_b |g|", _SNIP),
+    "snip_signed": CriterionEntry(snip_signed, "weight", "mean", "batches", "|w mean_b g|", _SNIP),
+    "taylor": CriterionEntry(taylor, "weight", "sum", "batches", "sum w^2 mean_b g^2", _MOLCHANOV, batches=10),
+    "gate_taylor": CriterionEntry(
+        gate_taylor,
+        "unit",
+        "sum",
+        "batches",
+        "mean_b (dL/dz)^2 of a gate z on each filter",
+        _MOLCHANOV,
+        units=frozenset({"channel", "filter"}),
+        batches=10,
+    ),
+}

@@ -5,12 +5,16 @@ The mask criteria of Zhou et al. 2019, arXiv 1905.01067, with w_f the weight now
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from secateur.core.canonical import wide
+from secateur.types import CriterionEntry
 
 __all__ = [
+    "ROWS",
     "large_final",
     "large_init",
     "large_init_large_final",
@@ -201,3 +205,24 @@ def movement_sanh(movement: Tensor) -> Tensor:
         Sanh, Wolf, Rush 2020, arXiv 2005.07683.
     """
     return wide(movement)
+
+
+_ZHOU = "Zhou et al. 2019, arXiv 1905.01067"
+
+ROWS: Mapping[str, CriterionEntry] = {
+    "large_final": CriterionEntry(large_final, "weight", "mean", "none", "|w|", _ZHOU),
+    "small_final": CriterionEntry(small_final, "weight", "mean", "none", "-|w|", _ZHOU),
+    "large_init": CriterionEntry(large_init, "weight", "mean", "init", "|w_init|", _ZHOU),
+    "small_init": CriterionEntry(small_init, "weight", "mean", "init", "-|w_init|", _ZHOU),
+    "large_init_large_final": CriterionEntry(
+        large_init_large_final, "weight", "mean", "init", "min(alpha |w|, |w_init|)", _ZHOU
+    ),
+    "small_init_small_final": CriterionEntry(
+        small_init_small_final, "weight", "mean", "init", "-max(alpha |w|, |w_init|)", _ZHOU
+    ),
+    "magnitude_increase": CriterionEntry(magnitude_increase, "weight", "mean", "init", "|w| - |w_init|", _ZHOU),
+    "movement": CriterionEntry(movement, "weight", "mean", "init", "|w - w_init|", _ZHOU),
+    "movement_sanh": CriterionEntry(
+        movement_sanh, "weight", "mean", "training", "-sum_t g_t w_t", "Sanh et al. 2020, arXiv 2005.07683"
+    ),
+}

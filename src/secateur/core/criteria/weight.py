@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from secateur.core.canonical import wide
+from secateur.types import CriterionEntry
 
-__all__ = ["l0", "l1", "l2", "linf", "random"]
+__all__ = ["ROWS", "l0", "l1", "l2", "linf", "random"]
 
 
 def l1(weight: Tensor) -> Tensor:
@@ -109,3 +112,16 @@ def random(noise: Tensor) -> Tensor:
         A baseline asked for by Blalock et al. 2020, arXiv 2003.03033 (from memory, not verified).
     """
     return wide(noise)
+
+
+_HAN = "Han et al. 2015, arXiv 1506.02626"
+_MAGNITUDE = CriterionEntry(l1, "weight", "mean", "none", "magnitude, |w|", _HAN)
+
+ROWS: Mapping[str, CriterionEntry] = {
+    "magnitude": _MAGNITUDE,
+    "l1": _MAGNITUDE,
+    "l2": CriterionEntry(l2, "weight", "rms", "none", "|w|, a unit by its root mean square", _HAN),
+    "linf": CriterionEntry(linf, "weight", "max", "none", "|w|, a unit by its largest weight", "definition"),
+    "l0": CriterionEntry(l0, "weight", "mean", "none", "share of non-zeros, [w != 0]", "definition"),
+    "random": CriterionEntry(random, "unit", "mean", "none", "uniform noise, the baseline", "baseline"),
+}

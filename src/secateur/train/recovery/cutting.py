@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core import batches_needed, evidence_needed, unit_sizes
-from secateur.model.activations import ACTIVATION_KINDS
-from secateur.model.evidence import GRADIENT_KINDS
+from secateur.model.evidence import DATA_KINDS
 from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
 from secateur.train.loop.feed import make_feed
@@ -132,7 +131,7 @@ class Cutter:
     def _batches(self) -> Any:
         """Batches for the criterion: those given, or the first of an epoch, read without leaving a trace."""
         needed = set(evidence_needed(self.plan.criterion))
-        if self.score_data is not None or not needed & {*GRADIENT_KINDS, *ACTIVATION_KINDS}:
+        if self.score_data is not None or not needed & DATA_KINDS:
             return self.score_data
         device = next(self.model.parameters()).device
         feed = make_feed(self.data, self.training, device)

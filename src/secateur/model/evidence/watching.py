@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.model.evidence.readers import Reader, Reading
 from secateur.model.graph.site import Site, Sites
 from secateur.model.graph.trace import where
 
-__all__ = ["NEAR_ZERO", "Difference", "Watch"]
-
-NEAR_ZERO = 0.05
-"""Where an activation function gives no exact zeros, what is at most this share of the root mean square (over the
-site's values in the first batch) counts as zero."""
+__all__ = ["Difference", "Watch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +32,21 @@ class Watch(TorchDispatchMode):
 
     Args:
         sites: what the run that was looked at did.
-        sums: producer -> ``[4, channels]``, for the shapes.
-        limits: what counts as zero, per producer and number of its site.
-        tokens: bool ``[B, T]``, False for padding.
+        readers: what reads there; they begin anew, and keep what they read when they are told to ``commit``.
+        batch: of this run; its ``attention_mask`` ``[B, T]`` says which tokens are padding.
 
     Attributes:
-        sums: of this run, per producer ``[sum |a|, sum a, zeros, count] x channels``, float64.
-        limits: those given, and what the first batch fixed.
-        difference: where the run went another way; sums are then worth nothing.
+        difference: where the run went another way; what was read is then worth nothing.
     """
 
-    def __init__(
-        self, sites: Sites, sums: Mapping[str, Tensor], limits: Mapping[tuple[str, int], float], tokens: Tensor | None
-    ) -> None:
+    def __init__(self, sites: Sites, readers: Sequence[Reader], batch: Any) -> None:
         super().__init__()
-        self.sums = {name: torch.zeros_like(total) for name, total in sums.items()}
-        self.limits = dict(limits)
         self.difference: Difference | None = None
-        self._sites, self._tokens = sites, tokens
+        self._sites, self._readers, self._tokens = sites, readers, _token_mask(batch)
         self._count = 0
-        self._read: dict[str, int] = {}
+        self._calls: Counter[str] = Counter()
+        for reader in readers:
+            reader.begin(batch)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -88,38 +80,11 @@ class Watch(TorchDispatchMode):
             self.difference = Difference(f"{site.operator} of channels {site.sizes}", str(tuple(out.shape)), where())
             return
         valid = None if self._tokens is None else _spread(self._tokens, out, site.axes)
-        values = out if valid is None else torch.where(valid, out, torch.zeros((), dtype=out.dtype, device=out.device))
-        sizes = values.abs()
-        zero = values == 0 if site.exact else sizes <= self._limit(site, values, valid)
-        zero = zero if valid is None else zero & valid
-        rows = torch.stack([_sum(part, site).cpu() for part in (sizes, values, zero)] + [_counts(values, valid, site)])
-        there = site.index >= 0
-        self.sums[site.producer].index_add_(1, site.index[there], rows[:, there])
-
-    def _limit(self, site: Site, values: Tensor, valid: Tensor | None) -> float:
-        """What counts as zero at a site, fixed by the first batch."""
-        place = self._read[site.producer] = self._read.get(site.producer, -1) + 1
-        if (site.producer, place) not in self.limits:
-            there = site.index >= 0
-            squares = _sum(values.double().square(), site).cpu()[there]
-            mean = float(squares.sum()) / max(float(_counts(values, valid, site)[there].sum()), 1.0)
-            self.limits[site.producer, place] = NEAR_ZERO * mean**0.5
-        return self.limits[site.producer, place]
-
-
-def _sum(values: Tensor, site: Site) -> Tensor:
-    """Over all axes but those of channels; ``[places]``."""
-    rest = [axis for axis in range(values.dim()) if axis not in site.axes]
-    return (values.sum(rest, dtype=torch.float64) if rest else values.double()).reshape(-1)
-
-
-def _counts(values: Tensor, valid: Tensor | None, site: Site) -> Tensor:
-    """How many values there are at each place; padding lies beside the axes of channels."""
-    places = site.index.numel()
-    each = values.numel() / places
-    if valid is not None:
-        each *= float(valid.double().mean())
-    return torch.full((places,), float(round(each)), dtype=torch.float64)
+        number = self._calls[site.producer]
+        self._calls[site.producer] += 1
+        reading = Reading(site, number, out.detach(), valid)
+        for reader in self._readers:
+            reader.read(reading)
 
 
 def _spread(tokens: Tensor, out: Tensor, channels: tuple[int, ...]) -> Tensor | None:
@@ -138,3 +103,15 @@ def _spread(tokens: Tensor, out: Tensor, channels: tuple[int, ...]) -> Tensor | 
     else:
         return None
     return tokens.to(out.device).reshape(shape)
+
+
+def _token_mask(batch: Any) -> Tensor | None:
+    given = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if not isinstance(given, Tensor):
+        return None
+    if given.dim() != 2:
+        raise ValueError(
+            f"attention_mask has shape {tuple(given.shape)}; padding is left out by a mask [batch, tokens]. Give step= "
+            "if padding should count"
+        )
+    return given != 0

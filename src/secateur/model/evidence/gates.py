@@ -7,19 +7,24 @@ norm would divide the gate out).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateur.model.evidence.passes import Found, Observer, Pass
+from secateur.model.evidence.source import Request
 from secateur.model.names import clean_name
 from secateur.model.targets import known_weights
 from secateur.types import KeyLayout, Layout
 
-__all__ = ["gate_layout", "gate_places", "gated"]
+__all__ = ["GATE_KINDS", "GateGradients", "gate_layout", "gate_places"]
+
+GATE_KINDS: Mapping[str, str] = {"gate_grad_sq": "per unit: mean over batches of the squared gradient of a gate"}
 
 
 def gate_layout(model: nn.Module, layout: Layout) -> dict[str, KeyLayout]:
@@ -105,35 +110,82 @@ def gate_places(model: nn.Module, layout: Layout, run: Any) -> dict[str, tuple[n
     for name, module in layers.items():
         seen = outputs[module]
         if len(seen) != 1:
-            how = "never" if not seen else f"{len(seen)} times"
-            raise ValueError(f"the module of {name!r} is called {how} in one pass; a gate needs exactly one call")
+            raise ValueError(_not_once(name, len(seen)))
         place = next((norm for tensor, norm in readers if tensor is seen[0]), module)
         places[name] = (place, -1 if isinstance(module, nn.Linear) else 1)
     return places
 
 
-@contextmanager
-def gated(places: Mapping[str, tuple[nn.Module, int]], layout: Mapping[str, KeyLayout]) -> Iterator[dict[str, Tensor]]:
-    """Multiply the places' outputs by ones that require gradients; yields parameter name -> gate [channels]."""
-    gates: dict[str, Tensor] = {}
-    handles: list[Any] = []
-    try:
-        for name, (module, axis) in places.items():
-            weight = layout[name]
-            channels = weight.shape[1] * weight.groups if weight.kind == "conv_transpose" else weight.shape[0]
+@final
+class GateGradients(Observer):
+    """Gates at the outputs of layers, through all passes; squares of their gradients, batch by batch, in float64."""
+
+    needs_gradients = True
+
+    def __init__(self, request: Request) -> None:
+        self._root, self._layout = request.root, gate_layout(request.root, request.layout)
+        self._places: dict[str, tuple[nn.Module, int]] = {}
+        self._gates: dict[str, Tensor] = {}
+        self._calls: Counter[str] = Counter()
+        self._squares: dict[str, Tensor] = {}
+        self._count = 0
+        self._stack = ExitStack()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The gates go when the passes are over."""
+        with self._stack:
+            yield
+
+    def prepare(self, one: Pass) -> None:
+        """Find the places by the first batch, and put gates there."""
+        if self._places:
+            return
+        self._places = gate_places(self._root, self._layout, one.forward)
+        for name, (module, axis) in self._places.items():
             device = next((t.device for t in module.parameters()), torch.device("cpu"))
-            gates[name] = torch.ones(channels, device=device, requires_grad=True)
-            handles.append(module.register_forward_hook(_multiply(gates[name], axis)))
-        yield gates
-    finally:
-        for handle in handles:
-            handle.remove()
+            self._gates[name] = torch.ones(_channels(self._layout[name]), device=device, requires_grad=True)
+            self._stack.callback(module.register_forward_hook(self._multiply(name, axis)).remove)
+
+    @contextmanager
+    def around(self, one: Pass) -> Iterator[None]:
+        """Count the calls of this pass."""
+        self._calls.clear()
+        yield
+
+    def variables(self) -> Mapping[str, Tensor]:
+        """The gates."""
+        for name in self._gates:
+            if self._calls[name] != 1:
+                raise ValueError(_not_once(name, self._calls[name]))
+        return self._gates
+
+    def take(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add one batch."""
+        self._count += 1
+        for name, gradient in gradients.items():
+            self._squares[name] = self._squares.get(name, 0) + gradient.double().square()
+
+    def result(self) -> Found:
+        """Means over the batches."""
+        return {"gate_grad_sq": {name: total / self._count for name, total in self._squares.items()}}
+
+    def _multiply(self, name: str, axis: int) -> Any:
+        gate = self._gates[name]
+
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            self._calls[name] += 1
+            shape = [1] * output.dim()
+            shape[axis] = gate.numel()
+            return output * gate.to(output.dtype).view(shape)
+
+        return hook
 
 
-def _multiply(gate: Tensor, axis: int) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        shape = [1] * output.dim()
-        shape[axis] = gate.numel()
-        return output * gate.to(output.dtype).view(shape)
+def _channels(key: KeyLayout) -> int:
+    return key.shape[1] * key.groups if key.kind == "conv_transpose" else key.shape[0]
 
-    return hook
+
+def _not_once(name: str, calls: int) -> str:
+    how = "never" if not calls else f"{calls} times"
+    return f"the module of {name!r} is called {how} in one pass; a gate needs exactly one call"

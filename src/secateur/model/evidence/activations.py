@@ -1,0 +1,165 @@
+"""Collectors of activation evidence: passes over the user's batches, watched from below.
+
+A first run with two rows of a batch finds the operators whose outputs are the activations (``graph.sites``). The
+passes over the batches then count operators and read those outputs. Where a batch runs other operators than the first
+run did (another branch, another size), its own run is looked at first.
+
+Modes, gradients, RNG, buffers and hooks are as before afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, final
+
+from torch import Tensor
+
+from secateur.core.unit_channel import Channel
+from secateur.core.units import unit_name
+from secateur.model.evidence.passes import Found, Observer, Pass
+from secateur.model.evidence.readers import READERS, Reader
+from secateur.model.evidence.source import Request
+from secateur.model.evidence.watching import Watch
+from secateur.model.graph.examples import Example, call, resized, tensors_in
+from secateur.model.graph.site import Sites
+from secateur.model.graph.sites import find_sites
+from secateur.model.graph.trace import slow_paths, tensor_names
+from secateur.model.sharding import is_sharded
+from secateur.types import Layout, Unit
+
+__all__ = ["ACTIVATION_KINDS", "Activations"]
+
+ACTIVATION_KINDS: Mapping[str, str] = {kind: what for reader in READERS for kind, what in reader.kinds.items()}
+
+_ROWS = 2
+"""Of the run that finds the sites."""
+
+
+@final
+class Activations(Observer):
+    """Watches the operators whose outputs are the activations of the targets' channels, for all readers that are asked.
+
+    Calls of one layer count together. Tokens whose entry in a batch's ``attention_mask`` ``[B, T]`` is zero are left
+    out.
+
+    Raises:
+        ValueError: for other units than ``filter`` and ``channel``, sharded models, layers that never run, and a model
+            whose operators change from run to run on one batch.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from secateur.core.units import parse_unit
+        >>> from secateur.model.evidence import Source, collect
+        >>> from secateur.model.targets import find_targets
+        >>> net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0], [-2.0]]))
+        >>> unit, _ = parse_unit("filter")
+        >>> source = Source(torch.tensor([[1.0], [2.0], [-1.0]]))
+        >>> collect(net, ["activation_mean"], find_targets(net), unit, source)["activation_mean"]["0.weight"]
+        tensor([1.0000, 0.6667], dtype=torch.float64)
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._root, self._layout, self._step = request.root, request.layout, request.source.step
+        producers, tensors = _producers(request.layout, request.unit), tensor_names(request.root)
+        if sharded := [name for name in producers if name in tensors and is_sharded(tensors[name])]:
+            raise ValueError(
+                f"{sharded[0]!r} is sharded, and activations are not collected from sharded models; score the model "
+                "before fully_shard"
+            )
+        self._producers = producers
+        self._devices = {name: tensors[name].device for name in producers if name in tensors}
+        sizes = {name: tensors[name].shape[dim] for name, dim in producers.items() if name in tensors}
+        made = [(row, set(row.kinds) & set(request.kinds)) for row in READERS]
+        self._readers: list[Reader] = [row.make(sizes, frozenset(kinds)) for row, kinds in made if kinds]
+        self._sites: Sites | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Fused operators hide what is inside them."""
+        with slow_paths():
+            yield
+
+    def prepare(self, one: Pass) -> None:
+        """Find the sites by the first batch."""
+        if self._sites is None:
+            self._sites = self._first_sites(one)
+
+    @contextmanager
+    def around(self, one: Pass) -> Iterator[None]:
+        """Read what the pass makes; where it went another way than the one looked at, look at it, and read a rerun."""
+        assert self._sites is not None  # prepare
+        watch = Watch(self._sites, self._readers, one.batch)
+        with watch:
+            yield
+        watch.finish()
+        if watch.difference is not None:
+            self._sites = find_sites(self._root, one.forward, self._producers)
+            watch = Watch(self._sites, self._readers, one.batch)
+            with watch:
+                one.forward()
+            watch.finish()
+        if watch.difference is not None:
+            difference = watch.difference
+            raise ValueError(
+                f"two runs of the model on the same batch call different operators: {difference.expected} and then "
+                f"{difference.got} in {difference.where}. Activations are read by counting operators; make the forward "
+                "pass deterministic while scoring, or take a criterion that reads weights or gradients"
+            )
+        for reader in self._readers:
+            reader.commit()
+
+    def result(self) -> Found:
+        """What the readers found of the layers all of whose channels were seen; of a coupled group one is enough."""
+        found: Found = {}
+        for reader in self._readers:
+            seen = reader.seen()
+            for name, key in self._layout.items():
+                makers = [member.name for member in key.members if member.part == "out"] or [name]
+                if not any(maker in seen for maker in makers):
+                    raise ValueError(
+                        f"in no pass over the data the trace saw the outputs of {', '.join(map(repr, makers))} being "
+                        f"made by a product with its weight, so there are no activations to score {name!r} by; "
+                        f"exclude=[{name!r}], or take a criterion that reads weights"
+                    )
+            for kind, tensors in reader.result().items():
+                found[kind] = {name: tensors[name].to(self._devices[name]) for name in tensors}
+        return found
+
+    def _first_sites(self, one: Pass) -> Sites:
+        """From two rows, as ids of large activations take room; from the whole batch where that is not possible."""
+        first = next(tensors_in(one.batch), None)
+        if self._step is None and first is not None and first.dim() > 0 and first.shape[0] > _ROWS:
+            small = resized(_example(one.batch), _ROWS)
+            try:
+                return find_sites(self._root, lambda: call(self._root, small), self._producers)
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+                # A model of one fixed batch size. Whatever else was wrong comes up again, on the user's own batch.
+                return find_sites(self._root, one.forward, self._producers)
+        return find_sites(self._root, one.forward, self._producers)
+
+
+def _producers(layout: Layout, unit: Unit) -> dict[str, int]:
+    """Weight -> the axis of its outputs."""
+    if not isinstance(unit, Channel) and unit_name(unit) != "filter":
+        raise ValueError(f"activations are collected per output channel, for unit filter or channel, not {unit.spec!r}")
+    found: dict[str, int] = {}
+    for name, key in layout.items():
+        if key.kind == "group":
+            for member in key.members:
+                if member.part == "out":
+                    found.setdefault(member.name, member.dim)
+            continue
+        if key.kind == "embedding" or (key.kind == "conv_transpose" and key.groups > 1):
+            what = "an embedding" if key.kind == "embedding" else "a grouped transposed convolution"
+            raise ValueError(f"{name!r} is {what}, whose filters have no activations of their own; exclude=[{name!r}]")
+        found[name] = 1 if key.kind == "conv_transpose" else 0
+    return found
+
+
+def _example(batch: Any) -> Example:
+    if isinstance(batch, Mapping):
+        return Example((), dict(batch))
+    return Example((batch,) if isinstance(batch, Tensor) else (batch[0],))

@@ -1,0 +1,54 @@
+"""Gradients of weights: their means, absolute means and mean squares over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import final
+
+from torch import Tensor
+
+from secateur.core.canonical import wide
+from secateur.model.evidence.passes import Found, Observer
+from secateur.model.evidence.source import Request
+from secateur.model.names import find_parameter
+
+__all__ = ["WEIGHT_GRADIENTS", "WeightGradients"]
+
+WEIGHT_GRADIENTS: Mapping[str, str] = {
+    "grad": "mean over batches of the gradient",
+    "grad_abs": "mean over batches of the gradient's absolute value",
+    "grad_sq": "mean over batches of the squared gradient",
+}
+
+_TURN: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "grad": lambda g: g,
+    "grad_abs": lambda g: g.abs(),
+    "grad_sq": lambda g: g.square(),
+}
+
+
+@final
+class WeightGradients(Observer):
+    """Sums over batches, float32 at least: squares of half-precision gradients underflow."""
+
+    needs_gradients = True
+
+    def __init__(self, request: Request) -> None:
+        self._root, self._names = request.root, tuple(request.weights)
+        self._sums: Found = {kind: {} for kind in request.kinds}
+        self._count = 0
+
+    def variables(self) -> Mapping[str, Tensor]:
+        """The weights; looked up each time, as sharding replaces them."""
+        return {name: find_parameter(self._root, name) for name in self._names}
+
+    def take(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add one batch."""
+        self._count += 1
+        for kind, totals in self._sums.items():
+            for name, gradient in gradients.items():
+                totals[name] = totals.get(name, 0) + _TURN[kind](wide(gradient))
+
+    def result(self) -> Found:
+        """Means over the batches."""
+        return {kind: {name: total / self._count for name, total in sums.items()} for kind, sums in self._sums.items()}

@@ -1,0 +1,160 @@
+"""The table of collectors. To add evidence: an observer of the passes or a function, and a row here."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.unit_channel import evidence_layout
+from secateur.model.evidence.activations import ACTIVATION_KINDS, Activations
+from secateur.model.evidence.gates import GATE_KINDS, GateGradients
+from secateur.model.evidence.gradients import WEIGHT_GRADIENTS, WeightGradients
+from secateur.model.evidence.passes import Found, Observer, observe
+from secateur.model.evidence.source import Request, Source
+from secateur.model.names import clean_name, find_parameter, unwrap
+from secateur.model.sharding import full
+from secateur.types import Layout, Unit
+
+__all__ = ["COLLECTORS", "DATA_KINDS", "GRADIENT_KINDS", "KINDS", "Collector", "collect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """A row: exactly one of ``observe`` and ``gather``.
+
+    Attributes:
+        kinds: evidence -> what it is.
+        observe: makes an observer that shares the passes over the batches with all others.
+        gather: finds the evidence by itself.
+        data: what the user has to give, for the message when it is missing: "gradients", "activations", or "" for
+            evidence that reads no batches.
+    """
+
+    kinds: Mapping[str, str]
+    observe: Callable[[Request], Observer] | None = None
+    gather: Callable[[Request], Found] | None = None
+    data: str = ""
+
+
+def collect(model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, source: Source) -> Found:
+    """Collect evidence for the targets, in one pass over the batches for all kinds that can share it.
+
+    Args:
+        model: the module, wrapped or not.
+        kinds: names of evidence, keys of ``KINDS``.
+        layout: the targets: parameters, or coupled groups of slices of parameters.
+        unit: what is removed together; noise is per unit, gates are per output of a layer.
+        source: data, loss and the rest.
+
+    Returns:
+        Kind -> parameter name (noise: key of the layout) -> tensor, detached, on the CPU or the parameter's device.
+
+    Raises:
+        ValueError: for a kind nobody collects, and for missing data, loss or init.
+
+    Example:
+        >>> from secateur.core.units import parse_unit
+        >>> from secateur.model.targets import find_targets
+        >>> net = nn.Linear(3, 2)
+        >>> batch = (torch.ones(4, 3), torch.zeros(4, dtype=torch.long))
+        >>> found = collect(
+        ...     net,
+        ...     ["weight", "grad_abs"],
+        ...     find_targets(net),
+        ...     parse_unit("weight")[0],
+        ...     Source(batch, nn.functional.cross_entropy),
+        ... )
+        >>> found["grad_abs"]["weight"].shape
+        torch.Size([2, 3])
+    """
+    root, weights = unwrap(model), evidence_layout(unit, layout)
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(
+            f"no collector for evidence {unknown[0]!r}; known: {', '.join(KINDS)}. A criterion's positional "
+            "parameters name its evidence; hyper-parameters are keyword-only"
+        )
+    streamed = source.streamed or {}
+    found: Found = {kind: dict(streamed[kind]) for kind in kinds if kind in streamed}
+    observers: list[Observer] = []
+    for row in COLLECTORS:
+        wanted = tuple(kind for kind in row.kinds if kind in kinds and kind not in streamed)
+        if not wanted:
+            continue
+        if row.data and source.data is None:
+            raise ValueError(_MISSING[row.data].format(", ".join(wanted)))
+        request = Request(root, wanted, layout, weights, unit, source)
+        if row.observe is not None:
+            observers.append(row.observe(request))
+        elif row.gather is not None:
+            found |= row.gather(request)
+    if observers:
+        found |= observe(root, observers, source)
+    return {kind: found[kind] for kind in kinds}
+
+
+_MISSING = {
+    "gradients": "evidence {} comes from gradients: give data= (a loader, or one (inputs, labels) pair) and loss=; or "
+    "let sc.Pruner collect it while you train",
+    "activations": "evidence {} comes from activations: give data= (a loader, or one batch); no loss is needed",
+}
+
+
+def _weight(request: Request) -> Found:
+    return {"weight": {name: full(find_parameter(request.root, name)).detach() for name in request.weights}}
+
+
+def _init(request: Request) -> Found:
+    init = request.source.init
+    if init is None:
+        raise ValueError(
+            "this criterion compares with the weights before training: give init=, a state_dict taken then "
+            "({name: tensor.clone() for name, tensor in model.state_dict().items()}); sc.Pruner takes it by itself"
+        )
+    given = {clean_name(name): tensor for name, tensor in init.items()}
+    for name, key in request.weights.items():
+        if name not in given or tuple(given[name].shape) != key.shape:
+            what = "is missing" if name not in given else f"has shape {tuple(given[name].shape)}, not {key.shape}"
+            raise ValueError(f"init= {what} for {name!r}; it has {list(given)[:8]}")
+    return {"init": {name: full(given[name]).detach() for name in request.weights}}
+
+
+def _noise(request: Request) -> Found:
+    noise: dict[str, Tensor] = {}
+    for name, key in request.layout.items():
+        # From the name, so that a parameter's noise does not depend on which others are targets.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{request.source.seed}:{name}".encode()))
+        noise[name] = torch.rand(request.unit.grid(key), generator=generator, dtype=torch.float64)
+    return {"noise": noise}
+
+
+def _movement(request: Request) -> Found:
+    raise ValueError(
+        "evidence 'movement' is summed up during training: use sc.Pruner(model, plan) with attach(optimizer)"
+    )
+
+
+COLLECTORS: tuple[Collector, ...] = (
+    Collector({"weight": "the weights as they are"}, gather=_weight),
+    Collector({"init": "the weights before training (init=)"}, gather=_init),
+    Collector({"noise": "uniform in [0, 1) per unit, from seed and name"}, gather=_noise),
+    Collector(
+        {"movement": "minus the sum over training steps of gradient times weight (collected by sc.Pruner)"},
+        gather=_movement,
+    ),
+    Collector(WEIGHT_GRADIENTS, observe=WeightGradients, data="gradients"),
+    Collector(GATE_KINDS, observe=GateGradients, data="gradients"),
+    Collector(ACTIVATION_KINDS, observe=Activations, data="activations"),
+)
+
+KINDS: Mapping[str, str] = {kind: what for row in COLLECTORS for kind, what in row.kinds.items()}
+
+DATA_KINDS = frozenset(kind for row in COLLECTORS if row.data for kind in row.kinds)
+"""Evidence that reads batches."""
+
+GRADIENT_KINDS = frozenset(kind for row in COLLECTORS if row.data == "gradients" for kind in row.kinds)
+"""Evidence that needs a loss besides."""

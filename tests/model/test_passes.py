@@ -1,0 +1,95 @@
+"""All evidence that reads batches shares one forward and one backward pass per batch, and is what it is alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secateur.core.units import parse_unit
+from secateur.model.evidence import Source, collect
+from secateur.model.targets import find_targets
+
+FILTER = parse_unit("filter")[0]
+KINDS = ["grad", "grad_sq", "gate_grad_sq", "activation_mean", "activation_zeros"]
+
+
+class Counting(nn.Module):
+    """conv, batch norm, ReLU, linear; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.head = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Linear(12, 4)
+        self.sizes: list[int] = []
+        self.backwards = 0
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        h = F.relu(self.norm(self.conv(x)))
+        if h.requires_grad:
+            h.register_hook(self._count)
+        return self.head(h.flatten(1))
+
+    def _count(self, gradient: Tensor) -> None:
+        self.backwards += 1
+
+
+def batches(count: int = 3) -> list[tuple[Tensor, Tensor]]:
+    g = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(5, 2, 4, 4, generator=g, dtype=torch.float64), torch.randint(0, 4, (5,), generator=g))
+        for _ in range(count)
+    ]
+
+
+def gathered(net: nn.Module, kinds: list[str]) -> dict[str, dict[str, Tensor]]:
+    layout = find_targets(net, unit="filter")
+    return collect(net, kinds, layout, FILTER, Source(batches(), F.cross_entropy, batches=3))
+
+
+def test_one_forward_and_one_backward_per_batch_for_all() -> None:
+    net = Counting()
+    gathered(net, KINDS)
+    looked = 2  # where gates go, by the first batch; and where activations are, by two of its rows
+    assert net.sizes.count(5) == 3 + 1
+    assert len(net.sizes) == 3 + looked
+    assert net.backwards == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_together_is_as_alone(kind: str) -> None:
+    together, alone = gathered(Counting(), KINDS)[kind], gathered(Counting(), [kind])[kind]
+    assert list(together) == list(alone)
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor)
+        assert float(tensor.abs().sum()) > 0
+
+
+def test_activations_alone_need_no_loss_and_no_graph() -> None:
+    net = Counting()
+    layout = find_targets(net, unit="filter")
+    found = collect(net, ["activation_mean"], layout, FILTER, Source([x for x, _ in batches()], batches=3))
+    torch.testing.assert_close(found["activation_mean"], gathered(Counting(), KINDS)["activation_mean"])
+    assert net.backwards == 0
+
+
+def test_a_gate_whose_layer_is_called_twice_later_is_refused() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.head(self.first(h) if float(x.sum()) < 0 else h)
+
+    net, ones = Twice(), torch.ones(4, 3)
+    data = [(ones, torch.zeros(4).long()), (-ones, torch.zeros(4).long())]
+    with pytest.raises(ValueError, match=r"'first\.weight' is called 2 times in one pass"):
+        collect(
+            net, ["gate_grad_sq"], find_targets(net, unit="filter"), FILTER, Source(data, F.cross_entropy, batches=2)
+        )
+    assert not net.first._forward_hooks, "the gates are gone"
