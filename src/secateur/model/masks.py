@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from secateur.core.unit_channel import parameter_layout, touching
 from secateur.model.attach import Attachments
+from secateur.model.edited import EditedValues
 from secateur.model.mask_checks import check_members, check_shapes, check_zeros, untie
 from secateur.model.names import unwrap
 from secateur.model.packed import PackedMasks, pack_units, unpack_units
@@ -64,6 +65,7 @@ class Masks(Mapping[str, Tensor]):
         self.unit_masks, self.layout = untie(root, unit_masks, layout)
         self.parameters = parameter_layout(self.layout)
         self._removed = RemovedValues() if undo else None
+        self.edited = EditedValues() if undo else None
         self._optimizers = Attachments()
         self._packed = self._pack()
         self._remember()
@@ -220,7 +222,7 @@ class Masks(Mapping[str, Tensor]):
     def undo(self) -> None:
         """Put the removed values back and forget the masks; the model is dense again.
 
-        Kept weights stay as they are now. Optimizers are detached.
+        Kept weights stay as they are now, but for edits not trained since. Optimizers are detached.
 
         Raises:
             ValueError: if the values were given up by ``commit()`` or ``undo=False``.
@@ -229,15 +231,17 @@ class Masks(Mapping[str, Tensor]):
             raise ValueError("the removed values are gone (commit() was called, or prune(..., undo=False))")
         root = self.model
         self.restore_values()
+        if self.edited is not None:
+            self.edited.put_back(root)
         self._removed.forget()
         self.detach()
         if find_masks(root) is self:
             forget_masks(root)
-        self._undone, self._model = True, lambda: None
+        self._undone, self._model, self.edited = True, lambda: None, None
 
     def commit(self) -> None:
         """Give up the removed values and free their memory; the masks stay."""
-        self._removed = None
+        self._removed = self.edited = None
 
     @classmethod
     def from_units(
@@ -252,6 +256,7 @@ class Masks(Mapping[str, Tensor]):
             "unit": self.unit.spec,
             "units": pack_units(self.unit_masks),
             "removed": None if self._removed is None else self._removed.state_dict(),
+            "edited": None if self.edited is None else self.edited.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -271,11 +276,8 @@ class Masks(Mapping[str, Tensor]):
         self.unit_masks = masks
         self._packed = self._pack()
         self.apply()
-        if state["removed"] is None:
-            self._removed = None
-        else:
-            self._removed = RemovedValues()
-            self._removed.load_state_dict(state["removed"])
+        self._removed = RemovedValues.restored(state["removed"])
+        self.edited = EditedValues.restored(state.get("edited", {} if state["removed"] is not None else None))
 
     def _parameters(self) -> dict[str, Tensor]:
         return self._places.check(self.model)

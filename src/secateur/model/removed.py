@@ -77,6 +77,11 @@ class RemovedValues:
         """Name -> compact values, for a checkpoint."""
         return {name: {"part": part, "values": values} for name, (part, values) in self._values.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
-        self._values = {name: (entry["part"], entry["values"].clone()) for name, entry in state.items()}
+    @classmethod
+    def restored(cls, state: dict[str, Any] | None) -> RemovedValues | None:
+        """The inverse of ``state_dict``; None where the values were given up."""
+        if state is None:
+            return None
+        made = cls()
+        made._values = {name: (entry["part"], entry["values"].clone()) for name, entry in state.items()}
+        return made

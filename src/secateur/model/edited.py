@@ -1,0 +1,102 @@
+"""Kept weights that a solver or a merge changed, with what they were, so that nothing is destroyed silently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor, nn
+
+from secateur.model.graph.trace import tensor_names
+from secateur.model.sharding import is_sharded
+
+if TYPE_CHECKING:
+    from secateur.model.masks import Masks
+
+__all__ = ["EditedValues", "edit"]
+
+
+@final
+class EditedValues:
+    """Per parameter, its values before the first edit and behind the last; two tensors of its size."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def keep(self, name: str, before: Tensor, after: Tensor) -> None:
+        """Remember an edit."""
+        first = self._values[name][0] if name in self._values else before.detach().clone()
+        self._values[name] = first, after.detach().clone()
+
+    def put_back(self, root: nn.Module) -> None:
+        """Restore what still is as the last edit left it; what was trained since stays."""
+        tensors = tensor_names(root)
+        for name, (before, after) in self._values.items():
+            tensor = tensors[name].detach()
+            tensor.copy_(torch.where(tensor == after.to(tensor), before.to(tensor), tensor))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name -> values before and behind the edits, for a checkpoint."""
+        return {name: [before, after] for name, (before, after) in self._values.items()}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any] | None) -> EditedValues | None:
+        """The inverse of ``state_dict``; None where the values were given up."""
+        if state is None:
+            return None
+        made = cls()
+        made._values = {name: (before.clone(), after.clone()) for name, (before, after) in state.items()}
+        return made
+
+
+@torch.no_grad()
+def edit(masks: Masks, values: Mapping[str, Tensor]) -> None:
+    """Give parameters new values together with their masks: a merge, a refit, the update of a solver.
+
+    Removed weights stay zero whatever is given for them. ``masks.undo()`` puts the old values back, where they were
+    not trained since; ``masks.commit()`` gives them up.
+
+    Args:
+        masks: of the model.
+        values: parameter or buffer name -> new values, in its shape; biases, norms and weights without masks may be
+            among them.
+
+    Raises:
+        ValueError: for an unknown name, another shape, sharded parameters, and values that are not finite; nothing is
+            changed then.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 3.0]]))
+        >>> masks = sc.prune(net, sparsity=0.5)
+        >>> edit(masks, {"weight": torch.tensor([[7.0, 4.0]])})
+        >>> net.weight.tolist()
+        [[0.0, 4.0]]
+        >>> masks.undo()
+        >>> net.weight.tolist()
+        [[1.0, 3.0]]
+    """
+    root = masks.model
+    tensors = tensor_names(root)
+    if unknown := [name for name in values if name not in tensors]:
+        raise ValueError(f"{unknown[0]!r} is no parameter or buffer of {type(root).__name__}")
+    targets = {name: tensors[name] for name in values}
+    for name, tensor in targets.items():
+        if is_sharded(tensor):
+            raise ValueError(f"{name!r} is sharded; edit weights before fully_shard")
+        if tensor.shape != values[name].shape:
+            raise ValueError(f"{name!r} has shape {tuple(tensor.shape)}, the new values {tuple(values[name].shape)}")
+        if not bool(torch.isfinite(values[name]).all()):
+            raise ValueError(f"the new values of {name!r} are not finite; nothing was changed")
+    for name, tensor in targets.items():
+        new = values[name].to(tensor)
+        if name in masks:
+            new = torch.where(masks[name].to(tensor.device), new, torch.zeros((), dtype=new.dtype, device=new.device))
+        if masks.edited is not None:
+            masks.edited.keep(name, tensor, new)
+        tensor.detach().copy_(new)

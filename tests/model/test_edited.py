@@ -1,0 +1,81 @@
+"""Edits of kept weights come and go with their masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.model.edited import edit
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def state(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+NEW = {"0.weight": torch.full((6, 4), 2.0), "0.bias": torch.arange(6.0), "1.running_mean": torch.ones(6)}
+
+
+def test_removed_weights_stay_zero_and_undo_restores_everything() -> None:
+    net = network()
+    before = state(net)
+    masks = sc.prune(net, 0.5)
+    edit(masks, NEW)
+    assert torch.equal(net[0].weight, 2.0 * masks["0.weight"])
+    assert torch.equal(net[0].bias, NEW["0.bias"])
+    assert torch.equal(net[1].running_mean, NEW["1.running_mean"])
+    edit(masks, {"0.bias": torch.zeros(6)})
+    sc.prune(net, 0.7)
+    masks.undo()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_what_was_trained_since_stays() -> None:
+    net = network()
+    before = state(net)
+    masks = sc.prune(net, 0.5)
+    edit(masks, NEW)
+    with torch.no_grad():
+        net[0].bias[2] = 9.0
+    masks.undo()
+    assert net[0].bias[2] == 9.0
+    assert torch.equal(net[0].bias[3:], before["0.bias"][3:])
+
+
+def test_a_checkpoint_carries_edits_and_commit_gives_them_up() -> None:
+    net, other = network(), network()
+    before = state(net)
+    masks = sc.prune(net, 0.5)
+    edit(masks, NEW)
+    copied = sc.prune(other, 0.5)
+    other.load_state_dict(net.state_dict())
+    copied.load_state_dict(masks.state_dict())
+    copied.undo()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    masks.commit()
+    edit(masks, {"0.bias": torch.zeros(6)})
+    with pytest.raises(ValueError, match="values are gone"):
+        masks.undo()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"0.weights": torch.ones(6, 4)}, "'0.weights' is no parameter or buffer"),
+        ({"0.bias": torch.ones(5)}, r"'0.bias' has shape \(6,\), the new values \(5,\)"),
+        ({"3.bias": torch.ones(3), "0.bias": torch.full((6,), float("nan"))}, "not finite; nothing was changed"),
+    ],
+)
+def test_bad_values_are_refused_and_nothing_changes(values: dict[str, Tensor], message: str) -> None:
+    net = network()
+    masks = sc.prune(net, 0.5)
+    before = state(net)
+    with pytest.raises(ValueError, match=message):
+        edit(masks, values)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
