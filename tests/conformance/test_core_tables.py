@@ -35,6 +35,12 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "linf": (("weight",), False),
     "l0": (("weight",), False),
     "random": (("noise",), False),
+    "geometric_median": (("weight",), False),
+    "cosine": (("weight", "bias"), False),
+    "weight_correlation": (("weight",), False),
+    "srinivas_babu": (("weight", "bias", "outgoing"), False),
+    "weight_entropy": (("weight",), True),
+    "bn_scale": (("bn_scale",), False),
     "grad_magnitude": (("grad_abs",), False),
     "snip": (("weight", "grad_abs"), False),
     "snip_signed": (("weight", "grad"), False),
@@ -69,7 +75,9 @@ LAYOUT: Layout = {
 GROUPS: Layout = {**CHAIN, **RESIDUAL}
 
 
-def layout_for(unit_spec: str) -> Layout:
+def layout_for(unit_spec: str, criterion: str = "") -> Layout:
+    if criterion == "bn_scale" and unit_spec.startswith("channel"):  # groups that something with one axis follows
+        return {name: key for name, key in GROUPS.items() if any(m.part == "follows" for m in key.members)}
     return GROUPS if unit_spec.startswith("channel") else LAYOUT
 
 
@@ -85,7 +93,7 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
     generator = torch.Generator().manual_seed(7)
     found: dict[str, dict[str, Tensor]] = {}
     for name in names:
-        per_unit = name in ("noise", "gate_grad_sq", "activation_mean", "activation_zeros")
+        per_unit = name in ("noise", "gate_grad_sq", "activation_mean", "activation_zeros", "bias", "bn_scale")
         found[name] = {}
         layout = layout_for(unit_spec)
         of_groups = layout is GROUPS and name != "noise"  # whose evidence is of parameters, and of their outputs
@@ -119,7 +127,7 @@ def _combinations() -> list[tuple[str, torch.dtype, object]]:
 @pytest.mark.parametrize("criterion", CRITERION_ROWS)
 def test_every_method_decides_exactly(criterion: str, unit: str) -> None:
     resolved, _ = parse_unit(unit)
-    layout = layout_for(unit)
+    layout = layout_for(unit, criterion)
     sizes = unit_sizes(resolved, layout)
     total = sum(sizes.values()) - removed_count(sum(sizes.values()), 0.6)
     for allocation, dtype, within in _combinations():
@@ -156,13 +164,14 @@ def test_every_method_decides_exactly(criterion: str, unit: str) -> None:
 def test_criteria_ask_for_what_they_say_and_widen(criterion: str) -> None:
     names, signed = CRITERION_ROWS[criterion]
     assert evidence_needed(criterion) == needs(CRITERIA[criterion].function) == names
+    coarse = "channel" if CRITERIA[criterion].units == {"channel"} else "filter"
     for dtype in DTYPES:
-        unit, _ = parse_unit("filter")
-        found = score(criterion, _evidence(names, "filter", dtype), LAYOUT, unit)
+        unit, _ = parse_unit(coarse)
+        found = score(criterion, _evidence(names, coarse, dtype), layout_for(coarse), unit)
         expected = torch.float64 if dtype == torch.float64 else torch.float32
         assert all(value.dtype == expected for value in found.values())
-    unit, _ = parse_unit("weight" if CRITERIA[criterion].units is None else "filter")
-    found = score(criterion, _evidence(names, unit_name(unit), torch.float32), LAYOUT, unit)
+    unit, _ = parse_unit("weight" if CRITERIA[criterion].units is None else coarse)
+    found = score(criterion, _evidence(names, unit_name(unit), torch.float32), layout_for(unit_name(unit)), unit)
     assert signed == any(bool((value < 0).any()) for value in found.values())
 
 

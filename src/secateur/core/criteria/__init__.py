@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, gradient, trajectory, weight
+from secateur.core.criteria import activation, entropy, gradient, norms, pairs, trajectory, weight
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
 
 CRITERIA: Mapping[str, CriterionEntry] = {
     **weight.ROWS,
+    **pairs.ROWS,
+    **entropy.ROWS,
+    **norms.ROWS,
     **gradient.ROWS,
     **activation.ROWS,
     **trajectory.ROWS,

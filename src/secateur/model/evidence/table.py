@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.core.unit_channel import evidence_layout
 from secateur.model.evidence.activations import ACTIVATION_KINDS, Activations
+from secateur.model.evidence.companions import COMPANION_KINDS, companions
 from secateur.model.evidence.gates import GATE_KINDS, GateGradients
 from secateur.model.evidence.gradients import WEIGHT_GRADIENTS, WeightGradients
 from secateur.model.evidence.passes import Found, Observer, observe
@@ -146,6 +147,7 @@ COLLECTORS: tuple[Collector, ...] = (
         {"movement": "minus the sum over training steps of gradient times weight (collected by sc.Pruner)"},
         gather=_movement,
     ),
+    Collector(COMPANION_KINDS, gather=companions),
     Collector(WEIGHT_GRADIENTS, observe=WeightGradients, data="gradients"),
     Collector(GATE_KINDS, observe=GateGradients, data="gradients"),
     Collector(ACTIVATION_KINDS, observe=Activations, data="activations"),
