@@ -19,9 +19,11 @@ from secateur.core import (
 )
 from secateur.core import score as score_units
 from secateur.model.batches import LossFunction, StepFunction
+from secateur.model.edited import edit
 from secateur.model.evidence import Source, collect
 from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
+from secateur.model.merging import check_merge, merged_values
 from secateur.model.names import unwrap
 from secateur.model.removal.registry import carry_mark
 from secateur.model.selectors import Selector
@@ -115,6 +117,7 @@ def prune(
     reduce: Reduce | None = None,
     min_density: float | None = 0.0,
     seed: int = 0,
+    merge: bool = False,
     inplace: bool = True,
     undo: bool = True,
 ) -> Any:
@@ -146,6 +149,10 @@ def prune(
         reduce: how weight scores pool to unit scores; None: as the criterion says.
         min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay; None: no such floor.
         seed: of the noise that random criteria read.
+        merge: kept units take the outgoing weights of removed ones over, for criteria that say how (``cosine``,
+            ``srinivas_babu``) and unit ``channel``. Exact where a removed unit, bias included, is a positive multiple
+            of a kept one (``srinivas_babu``: is equal to it), else an approximation; refused where it could not be
+            exact even then, as behind a batch norm or GELU.
         inplace: change ``model``; False: a pruned copy is returned with its masks.
         undo: keep the removed values so that ``masks.undo()`` can restore them.
 
@@ -175,13 +182,22 @@ def prune(
     )
     batches = batches_needed(plan.criterion) if batches is None else batches
     source = Source(data, loss, step, batches, init, seed, mode)
-    return _prune_once(model, plan, source, example_inputs, exact, inplace=inplace, undo=undo)
+    return _prune_once(model, plan, source, example_inputs, exact, merge=merge, inplace=inplace, undo=undo)
 
 
 def _prune_once(
-    model: nn.Module, plan: Plan, source: Source, example_inputs: Any, exact: bool, *, inplace: bool, undo: bool
+    model: nn.Module,
+    plan: Plan,
+    source: Source,
+    example_inputs: Any,
+    exact: bool,
+    *,
+    merge: bool,
+    inplace: bool,
+    undo: bool,
 ) -> Any:
     unit = plan.parsed_unit
+    merging = check_merge(plan.criterion, unit) if merge else None
     layout = find_layout(model, plan.targets, plan.exclude, unit, example_inputs, exact)
     before = find_masks(model)
     if before is not None and before.unit != unit:
@@ -190,6 +206,9 @@ def _prune_once(
             f"by unit {unit.spec!r}, or prune by the same unit again"
         )
     unit_masks = choose_masks(model, plan, plan.final, source, layout, before)
+    values: dict[str, Tensor] = {}
+    if merging is not None:
+        values = merged_values(unwrap(model), merging, layout, unit_masks, example_inputs)
     if not inplace:
         pruned = copy.deepcopy(model)
         carry_mark(model, pruned)
@@ -197,8 +216,8 @@ def _prune_once(
             carried = Masks(pruned, before.unit_masks, unit, before.layout)
             carried.load_state_dict(before.state_dict())
             register_masks(pruned, carried)
-        return pruned, _cut(pruned, unit_masks, unit, layout, undo)
-    return _cut(model, unit_masks, unit, layout, undo)
+        return pruned, _cut(pruned, unit_masks, unit, layout, undo, values)
+    return _cut(model, unit_masks, unit, layout, undo, values)
 
 
 def choose_masks(
@@ -248,15 +267,21 @@ def _so_far(before: Masks, unit: Unit, layout: Mapping[str, KeyLayout]) -> dict[
 
 
 def _cut(
-    model: nn.Module, unit_masks: dict[str, Tensor], unit: Unit, layout: Mapping[str, KeyLayout], undo: bool
+    model: nn.Module,
+    unit_masks: dict[str, Tensor],
+    unit: Unit,
+    layout: Mapping[str, KeyLayout],
+    undo: bool,
+    values: Mapping[str, Tensor],
 ) -> Masks:
-    """Bring the model's masks, new ones or those it has, to ``unit_masks``."""
+    """Bring the model's masks, new ones or those it has, to ``unit_masks``, and what reads the units to ``values``."""
     masks = find_masks(model)
     if masks is None:
         masks = Masks(model, {n: mask.new_ones(mask.shape) for n, mask in unit_masks.items()}, unit, layout, undo=undo)
         register_masks(model, masks)
     masks.add(layout)
     masks.update(unit_masks)
+    edit(masks, values)
     if not undo:
         masks.commit()
     return masks
