@@ -36,6 +36,7 @@ from secateur.train.recalibrate import recalibrate
 from secateur.train.recovery import dense_sparse_dense, prune_rounds, recover, scratch, tickets
 from secateur.train.shrink import shrink
 from secateur.train.shrinkage import Shrinkage, shrinkage
+from secateur.train.slimming import slimming
 from secateur.types import NM, KeyLayout, Layout, Unit
 
 groups = find_groups
@@ -95,6 +96,7 @@ __all__ = [
     "scratch",
     "shrink",
     "shrinkage",
+    "slimming",
     "tickets",
     "to_html",
 ]
