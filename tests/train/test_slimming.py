@@ -62,7 +62,9 @@ def test_closures_and_other_optimizers() -> None:
     with sc.slimming(net, 0.02):
         optimizer.step(closure)
         optimizer.step(closure=closure)
+        gradient = net[1].weight.grad.clone()
         stranger.step()
+        assert torch.equal(net[1].weight.grad, gradient)
     assert torch.allclose(net[1].weight, expected[1].weight, rtol=0, atol=1e-12)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
     kept = net[1].weight.detach().clone()
