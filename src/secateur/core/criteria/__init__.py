@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, gradient, trajectory, weight
+from secateur.core.criteria import activation, gate, gradient, trajectory, weight
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -12,6 +12,7 @@ __all__ = ["CRITERIA"]
 CRITERIA: Mapping[str, CriterionEntry] = {
     **weight.ROWS,
     **gradient.ROWS,
+    **gate.ROWS,
     **activation.ROWS,
     **trajectory.ROWS,
 }
