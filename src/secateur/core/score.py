@@ -153,10 +153,11 @@ def _score_entry(
         return unit.pool(raw, layout, entry.reduce if reduce is None else reduce)
     if _reads_rows(entry):
         return {key: _run_rows(entry, evidence, key, one, unit) for key, one in layout.items()}
-    if isinstance(unit, Channel) and entry.units is not None:  # one score per output of a producer
+    # Evidence that filters have too is one number per output of a producer; the rest is collected per coupled unit.
+    if isinstance(unit, Channel) and entry.units is not None and "filter" in entry.units:
         named = [_kind(entry, evidence, name) for name in needs(entry.function)]
         known = dict.fromkeys(member.name for key in layout.values() for member in key.members if member.part == "out")
-        outputs = {key: (named[0][key].numel(),) for key in known if all(key in tensors for tensors in named)}
+        outputs = {key: (named[0][key].shape[0],) for key in known if all(key in tensors for tensors in named)}
         raw = {key: _run(entry, evidence, key, shape, "output") for key, shape in outputs.items()}
         return unit.add_up(raw, layout, entry.reduce)
     return {key: _run(entry, evidence, key, unit.grid(one), unit_name(unit)) for key, one in layout.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, entropy, gradient, norms, pairs, trajectory, weight
+from secateur.core.criteria import activation, entropy, gate, gradient, norms, pairs, trajectory, weight
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -15,6 +15,7 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **entropy.ROWS,
     **norms.ROWS,
     **gradient.ROWS,
+    **gate.ROWS,
     **activation.ROWS,
     **trajectory.ROWS,
 }

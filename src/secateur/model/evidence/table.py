@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from secateur.core.unit_channel import evidence_layout
 from secateur.model.evidence.activations import ACTIVATION_KINDS, Activations
 from secateur.model.evidence.companions import COMPANION_KINDS, companions
+from secateur.model.evidence.example_gates import EXAMPLE_GATE_KINDS, READER_GATE_KINDS, ExampleGates, ReaderGates
+from secateur.model.evidence.gate_second import SECOND_KINDS, gate_seconds
 from secateur.model.evidence.gates import GATE_KINDS, GateGradients
 from secateur.model.evidence.gradients import WEIGHT_GRADIENTS, WeightGradients
 from secateur.model.evidence.passes import Found, Observer, observe
@@ -150,6 +152,9 @@ COLLECTORS: tuple[Collector, ...] = (
     Collector(COMPANION_KINDS, gather=companions),
     Collector(WEIGHT_GRADIENTS, observe=WeightGradients, data="gradients"),
     Collector(GATE_KINDS, observe=GateGradients, data="gradients"),
+    Collector(EXAMPLE_GATE_KINDS, observe=ExampleGates, data="gradients"),
+    Collector(READER_GATE_KINDS, observe=ReaderGates, data="gradients"),
+    Collector(SECOND_KINDS, gather=gate_seconds, data="gradients"),
     Collector(ACTIVATION_KINDS, observe=Activations, data="activations"),
 )
 
