@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, gradient, trajectory, weight
+from secateur.core.criteria import activation, gradient, initial, trajectory, weight
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -14,4 +14,5 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **gradient.ROWS,
     **activation.ROWS,
     **trajectory.ROWS,
+    **initial.ROWS,
 }
