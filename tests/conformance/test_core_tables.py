@@ -61,6 +61,13 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "magnitude_increase": (("weight", "init"), True),
     "movement": (("weight", "init"), False),
     "movement_sanh": (("movement",), True),
+    "grasp": (("weight", "hessian_gradient"), True),
+    "synflow": (("weight", "flow"), False),
+    "force": (("weight", "grad_abs"), False),
+    "iter_snip": (("weight", "grad_abs"), False),
+    "prospr": (("weight", "meta_grad"), False),
+    "prospr_gate": (("meta_gate",), False),
+    "fisher": (("weight", "fisher_diagonal"), False),
 }
 UNIT_ROWS = ["weight", "row", "column", "kernel", "filter", "in_channel", "layer", "block(3, 2)"]
 UNIT_ROWS += ["channel", "channel(all)"]
@@ -100,7 +107,7 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
     generator = torch.Generator().manual_seed(7)
     found: dict[str, dict[str, Tensor]] = {}
     for name in names:
-        per_unit = name in PER_UNIT or name in ("noise", "bias", "bn_scale")
+        per_unit = name in PER_UNIT or name in ("noise", "bias", "bn_scale", "meta_gate")
         found[name] = {}
         layout = layout_for(unit_spec)
         # Whose evidence is of parameters, and of their outputs.
@@ -108,7 +115,7 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
         for key, one in (parameter_layout(layout) if of_groups else layout).items():
             grid = one.shape[:1] if of_groups else unit.grid(one)
             tensor = torch.randn(grid if per_unit else one.shape, generator=generator)
-            positive = per_unit or name in ("grad_abs", "grad_sq")
+            positive = per_unit or name in ("grad_abs", "grad_sq", "fisher_diagonal")
             tensor = tensor.sigmoid() if name == "activation_zeros" else tensor  # a share
             found[name][key] = (tensor.abs() if positive else tensor).to(dtype)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, entropy, gate, gradient, norms, pairs, trajectory, weight
+from secateur.core.criteria import activation, entropy, gate, gradient, initial, norms, pairs, trajectory, weight
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -18,4 +18,5 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **gate.ROWS,
     **activation.ROWS,
     **trajectory.ROWS,
+    **initial.ROWS,
 }
