@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, gradient, trajectory, weight
+from secateur.core.criteria import activation, gradient, inputs, trajectory, weight
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -13,5 +13,6 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **weight.ROWS,
     **gradient.ROWS,
     **activation.ROWS,
+    **inputs.ROWS,
     **trajectory.ROWS,
 }

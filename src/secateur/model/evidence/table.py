@@ -13,6 +13,7 @@ from secateur.core.unit_channel import evidence_layout
 from secateur.model.evidence.activations import ACTIVATION_KINDS, Activations
 from secateur.model.evidence.gates import GATE_KINDS, GateGradients
 from secateur.model.evidence.gradients import WEIGHT_GRADIENTS, WeightGradients
+from secateur.model.evidence.inputs import INPUT_KINDS, Inputs
 from secateur.model.evidence.passes import Found, Observer, observe
 from secateur.model.evidence.source import Request, Source
 from secateur.model.names import clean_name, find_parameter, unwrap
@@ -30,8 +31,8 @@ class Collector:
         kinds: evidence -> what it is.
         observe: makes an observer that shares the passes over the batches with all others.
         gather: finds the evidence by itself.
-        data: what the user has to give, for the message when it is missing: "gradients", "activations", or "" for
-            evidence that reads no batches.
+        data: what the user has to give, for the message when it is missing: "gradients", "activations", "inputs",
+            or "" for evidence that reads no batches.
     """
 
     kinds: Mapping[str, str]
@@ -100,6 +101,7 @@ def collect(model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, 
 _MISSING = {
     "gradients": "evidence {} comes from gradients: give data= (a loader, or one (inputs, labels) pair) and loss=; or "
     "let sc.Pruner collect it while you train",
+    "inputs": "evidence {} comes from the inputs of layers: give data= (a loader, or one batch); no loss is needed",
     "activations": "evidence {} comes from activations: give data= (a loader, or one batch); no loss is needed",
 }
 
@@ -149,6 +151,7 @@ COLLECTORS: tuple[Collector, ...] = (
     Collector(WEIGHT_GRADIENTS, observe=WeightGradients, data="gradients"),
     Collector(GATE_KINDS, observe=GateGradients, data="gradients"),
     Collector(ACTIVATION_KINDS, observe=Activations, data="activations"),
+    Collector(INPUT_KINDS, observe=Inputs, data="inputs"),
 )
 
 KINDS: Mapping[str, str] = {kind: what for row in COLLECTORS for kind, what in row.kinds.items()}
