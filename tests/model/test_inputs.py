@@ -143,7 +143,7 @@ class Experts(nn.Module):
 def test_experts_without_tokens() -> None:
     torch.manual_seed(0)
     net, x = Experts(), torch.randn(20, 4)
-    with pytest.warns(UserWarning, match=r"no input reached 'down\.2\.weight', 'up'"):
+    with pytest.warns(UserWarning, match=r"no input reached 'up', 'down\.2\.weight'"):
         scores = sc.score(net, "wanda", targets=["up", "down*weight"], data=x)
     left, right = x[x[:, 0] > 0].norm(dim=0), x[x[:, 0] <= 0].norm(dim=0)
     expected = net.up.abs() * torch.stack([left, right, torch.ones(4)])[:, None]

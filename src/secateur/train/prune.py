@@ -29,7 +29,7 @@ from secateur.model.sharding import share_from_first_rank
 from secateur.train.plan import Plan
 from secateur.types import KeyLayout, Reduce, Unit
 
-__all__ = ["choose_masks", "prune", "score"]
+__all__ = ["choose_masks", "cut", "prune", "score"]
 
 
 def score(
@@ -197,8 +197,8 @@ def _prune_once(
             carried = Masks(pruned, before.unit_masks, unit, before.layout)
             carried.load_state_dict(before.state_dict())
             register_masks(pruned, carried)
-        return pruned, _cut(pruned, unit_masks, unit, layout, undo)
-    return _cut(model, unit_masks, unit, layout, undo)
+        return pruned, cut(pruned, unit_masks, unit, layout, undo)
+    return cut(model, unit_masks, unit, layout, undo)
 
 
 def choose_masks(
@@ -247,7 +247,7 @@ def _so_far(before: Masks, unit: Unit, layout: Mapping[str, KeyLayout]) -> dict[
     }
 
 
-def _cut(
+def cut(
     model: nn.Module, unit_masks: dict[str, Tensor], unit: Unit, layout: Mapping[str, KeyLayout], undo: bool
 ) -> Masks:
     """Bring the model's masks, new ones or those it has, to ``unit_masks``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import final
 
@@ -25,7 +25,7 @@ from secateur.model.graph.trace import slow_paths, tensor_names
 from secateur.model.sharding import is_sharded
 from secateur.types import KeyLayout, Layout
 
-__all__ = ["INPUT_KINDS", "InputSums", "Inputs"]
+__all__ = ["INPUT_KINDS", "InputSums", "Inputs", "refuse_unread", "warn_of_idle"]
 
 INPUT_KINDS: Mapping[str, str] = {
     "input_norm": "per weight: root of the sum of squares of the inputs that it multiplies",
@@ -83,6 +83,27 @@ class InputSums:
     def seen(self, name: str) -> bool:
         """Whether any input of a weight came by."""
         return any(owner == name for owner, _, _ in self._slots)
+
+    def shared(self, name: str) -> frozenset[int]:
+        """Which sums a weight reads; weights that read the same inputs read the same sums."""
+        return frozenset(slot for (owner, _, _), slot in self._slots.items() if owner == name)
+
+    def evidence(self, kind: str, name: str, device: torch.device) -> Tensor:
+        """``input_norm`` or ``gram`` of a weight; inputs that never came count as equally large."""
+        key = self._layout[name]
+        if not self.seen(name):
+            ones = torch.ones(key.shape, dtype=torch.float64, device=device)
+            groups, _, *columns = grouped_shape(key)
+            return ones if kind == "input_norm" else _eye(math.prod(columns), device).expand(groups, -1, -1)
+        size, blocks = self.blocks(name)
+        columns = next(block.shape[-1] for block in blocks if block is not None)
+        if kind == "gram":
+            filled = [(_eye(columns, device) if block is None else block).to(device) for block in blocks]
+            return filled[0][None] if len(filled) == 1 else torch.stack(filled)
+        one = torch.ones(columns, dtype=torch.float64)
+        norms = [(one if b is None else (b.diagonal() if b.dim() == 2 else b).sqrt()).to(device) for b in blocks]
+        matrix = torch.stack(norms)[:, None].expand(-1, size, -1).reshape(-1, columns)
+        return matrix.reshape(key.shape) if _by_last_axis(key, columns) else to_parameter(matrix, key)
 
     def blocks(self, name: str) -> tuple[int, list[Tensor | None]]:
         """Rows per block of a weight, and the sum of each block (None: it got no inputs); equal sums are one tensor."""
@@ -173,40 +194,33 @@ class Inputs(Observer):
 
     def result(self) -> Found:
         """Per weight."""
-        idle = [name for name in self._layout if not self._sums.seen(name)]
-        refuse_unread({**{name: how for name, how in self._unread.items() if name in idle}, **self._misread})
-        partly = [n for n in self._layout if n not in idle and any(s is None for s in self._sums.blocks(n)[1])]
-        if idle or partly:
-            warnings.warn(
-                f"no input reached {_some([*idle, *partly])} (experts without tokens?); their inputs count as "
-                "equally large. Give more batches with batches=",
-                stacklevel=2,
-            )
-        return {kind: {name: self._of(kind, name) for name in self._layout} for kind in self._kinds}
-
-    def _of(self, kind: str, name: str) -> Tensor:
-        key, device = self._layout[name], self._tensors[name].device
-        if not self._sums.seen(name):
-            ones = torch.ones(key.shape, dtype=torch.float64, device=device)
-            groups, _, *columns = grouped_shape(key)
-            return ones if kind == "input_norm" else _eye(math.prod(columns), device).expand(groups, -1, -1)
-        size, blocks = self._sums.blocks(name)
-        columns = next(block.shape[-1] for block in blocks if block is not None)
-        if kind == "gram":
-            filled = [_eye(columns, device) if block is None else block for block in blocks]
-            return filled[0][None] if len(filled) == 1 else torch.stack(filled)
-        one = torch.ones(columns, dtype=torch.float64, device=device)
-        norms = [one if b is None else (b.diagonal() if b.dim() == 2 else b).sqrt() for b in blocks]
-        matrix = torch.stack(norms)[:, None].expand(-1, size, -1).reshape(-1, columns)
-        return matrix.reshape(key.shape) if _by_last_axis(key, columns) else to_parameter(matrix, key)
+        refuse_unread(self._sums, self._layout, self._unread, self._misread)
+        warn_of_idle(self._sums, self._layout)
+        devices = {name: self._tensors[name].device for name in self._layout}
+        return {
+            kind: {name: self._sums.evidence(kind, name, device) for name, device in devices.items()}
+            for kind in self._kinds
+        }
 
 
-def refuse_unread(unread: Mapping[str, str]) -> None:
+def refuse_unread(sums: InputSums, names: Iterable[str], unread: Mapping[str, str], misread: Mapping[str, str]) -> None:
     """Weights whose inputs could not be read: weight -> what it goes into."""
-    for name, how in unread.items():
+    idle = {name: how for name, how in unread.items() if name in set(names) and not sums.seen(name)}
+    for name, how in {**idle, **misread}.items():
         raise ValueError(
             f"the inputs of {name!r} were not seen: it goes into {how}, not whole rows of it into a product with "
             f"them. exclude=[{name!r}], or take a criterion that reads weights or gradients"
+        )
+
+
+def warn_of_idle(sums: InputSums, names: Iterable[str]) -> None:
+    """Say which weights, or parts of weights, no input reached."""
+    idle = [name for name in names if not sums.seen(name) or any(part is None for part in sums.blocks(name)[1])]
+    if idle:
+        warnings.warn(
+            f"no input reached {_some(idle)} (experts without tokens?); their inputs count as equally large. Give "
+            "more batches with batches=",
+            stacklevel=2,
         )
 
 
@@ -223,9 +237,15 @@ def _eye(columns: int, device: torch.device) -> Tensor:
 
 
 def _same(one: Product, other: Product) -> bool:
+    """The same memory, or equal values: layers that read a transposed tensor get a copy of it each."""
     a, b = one.values, other.values
-    alike = a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
-    return alike and one.windows == other.windows and (one.valid is None) == (other.valid is None)
+    if a.shape != b.shape or a.dtype != b.dtype or one.windows != other.windows:
+        return False
+    if (one.valid is None) != (other.valid is None):
+        return False
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+        return True
+    return torch.equal(a[:1], b[:1]) and torch.equal(a, b)
 
 
 def _some(names: list[str]) -> str:
