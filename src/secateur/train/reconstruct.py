@@ -123,33 +123,45 @@ def reconstruct(
     Reference:
         Hassibi, Stork 1993 (least squares after removal); Frantar, Alistarh 2023, arXiv 2301.00774 (sequential inputs).
     """
-    root, before = unwrap(model), find_masks(model)
-    entry = lookup("solver", SOLVERS, solver)
+    root, before, entry = unwrap(model), find_masks(model), lookup("solver", SOLVERS, solver)
     layout, mask_given = _layout(root, before, sparsity, entry, within, targets, exclude), _is_given(sparsity, within)
-    device = next(root.parameters()).device
-    given = [data] if isinstance(data, Tensor) else data
-    if given is None:
-        raise ValueError("layers are reconstructed on calibration inputs: give data= (a loader, or one batch)")
-    read = [to_device(batch, device) for batch in limited(given, batches)]
-    source = Source(read, loss, step, len(read), init, seed)
+    damped(torch.eye(1), damping)  # refuses before anything is changed
+    read = _read(root, data, batches)
     values = _dense(root, before, layout, dense, strict=mask_given)
-    keep, evidence = None, {}
+    keep, evidence = None, dict[str, dict[str, Tensor]]()
     if not mask_given:
+        source = Source(read, loss, step, len(read), init, seed)
         keep, evidence = _counts(root, layout, entry, criterion, allocation, within, sparsity, min_density, source)
     job = Job(model, layout, values, entry, criterion, within, keep, evidence, damping, before, undo)
-    damped(torch.eye(1), damping)  # refuses before anything is changed
-    stages = find_stages(root, layout, read[0], step, sequential)
-    backup, errors = Backup(root, before), list[LayerError]()
+    return _run(job, read, step, sequential, progress)
+
+
+def _read(root: nn.Module, data: Any, batches: int) -> list[Any]:
+    """The batches, on the model's device; they are run once per stage."""
+    if data is None:
+        raise ValueError("layers are reconstructed on calibration inputs: give data= (a loader, or one batch)")
+    device = next(root.parameters()).device
+    given = [data] if isinstance(data, Tensor) else data
+    return [to_device(batch, device) for batch in limited(given, batches)]
+
+
+def _run(
+    job: Job, read: list[Any], step: StepFunction | None, sequential: Sequential, progress: bool
+) -> Reconstruction:
+    """Stage by stage; back to what it was where something goes wrong."""
+    root = unwrap(job.model)
+    stages = find_stages(root, job.layout, read[0], step, sequential)
+    backup, errors = Backup(root, job.before), list[LayerError]()
     try:
         for stage in track(stages, "reconstructing", disable=not progress):
-            sums = stage_grams(root, layout, read, step, stage)
+            sums = stage_grams(root, job.layout, read, step, stage)
             warn_of_idle(sums, stage.names)
             backup.keep(stage.names)
             errors += solve(job, sums, stage)
     except BaseException:
         backup.put_back()
         raise
-    masks = find_masks(model)
+    masks = find_masks(job.model)
     assert masks is not None  # there was at least one layer
     return Reconstruction(masks, tuple(errors))
 

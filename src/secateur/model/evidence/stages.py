@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -124,12 +125,8 @@ def _pass(
 ) -> None:
     sums.begin()
     watch = ProductWatch(root, names, token_mask(batch), tell)
-    with quietly(root), slow_paths():
-        try:
-            with watch:
-                forward_of(root, batch, step)
-        except _EnoughError:
-            pass  # all layers of the stage were seen
+    with quietly(root), slow_paths(), suppress(_EnoughError), watch:  # all layers of the stage were seen
+        forward_of(root, batch, step)
     sums.commit()
     refuse_unread(sums, names, watch.unread, watch.misread)
 
