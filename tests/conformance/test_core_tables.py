@@ -52,6 +52,8 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "head_importance": (("reader_gate_abs",), False),
     "mean_activation": (("activation_mean",), False),
     "apoz": (("activation_zeros",), False),
+    "wanda": (("weight", "input_norm"), False),
+    "ria": (("weight", "input_norm"), False),
     "large_final": (("weight",), False),
     "small_final": (("weight",), True),
     "large_init": (("init",), False),
@@ -115,7 +117,7 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
         for key, one in (parameter_layout(layout) if of_groups else layout).items():
             grid = one.shape[:1] if of_groups else unit.grid(one)
             tensor = torch.randn(grid if per_unit else one.shape, generator=generator)
-            positive = per_unit or name in ("grad_abs", "grad_sq", "fisher_diagonal")
+            positive = per_unit or name in ("grad_abs", "grad_sq", "fisher_diagonal", "input_norm")
             tensor = tensor.sigmoid() if name == "activation_zeros" else tensor  # a share
             found[name][key] = (tensor.abs() if positive else tensor).to(dtype)
     return found

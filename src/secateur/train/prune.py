@@ -30,7 +30,7 @@ from secateur.train.deciding import choose_masks, to_trace
 from secateur.train.plan import Plan
 from secateur.types import KeyLayout, Reduce, Unit
 
-__all__ = ["prune", "score"]
+__all__ = ["cut", "prune", "score"]
 
 
 def score(
@@ -231,26 +231,38 @@ def _prune_once(
             carried = Masks(pruned, before.unit_masks, unit, before.layout)
             carried.load_state_dict(before.state_dict())
             register_masks(pruned, carried)
-        return pruned, _cut(pruned, unit_masks, unit, layout, undo, values)
-    return _cut(model, unit_masks, unit, layout, undo, values)
+        return pruned, cut(pruned, unit_masks, unit, layout, undo, values)
+    return cut(model, unit_masks, unit, layout, undo, values)
 
 
-def _cut(
+def cut(
     model: nn.Module,
     unit_masks: dict[str, Tensor],
     unit: Unit,
     layout: Mapping[str, KeyLayout],
     undo: bool,
-    values: Mapping[str, Tensor],
+    values: Mapping[str, Tensor] | None = None,
 ) -> Masks:
-    """Bring the model's masks, new ones or those it has, to ``unit_masks``, and what reads the units to ``values``."""
+    """Bring the model's masks to ``unit_masks``, and parameters to new values that come with them.
+
+    Args:
+        model: as the user gave it.
+        unit_masks: key -> bool mask in the unit's grid.
+        unit: what is removed together.
+        layout: the targets.
+        undo: keep the removed values and those that ``values`` replaces.
+        values: parameter name -> values, of a merge for example.
+
+    Returns:
+        The model's masks, new ones or those it had.
+    """
     masks = find_masks(model)
     if masks is None:
         masks = Masks(model, {n: mask.new_ones(mask.shape) for n, mask in unit_masks.items()}, unit, layout, undo=undo)
         register_masks(model, masks)
     masks.add(layout)
     masks.update(unit_masks)
-    edit(masks, values)
+    edit(masks, values or {})
     if not undo:
         masks.commit()
     return masks

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, entropy, gate, gradient, initial, norms, pairs, trajectory, weight
+from secateur.core.criteria import (
+    activation,
+    entropy,
+    gate,
+    gradient,
+    initial,
+    inputs,
+    norms,
+    pairs,
+    trajectory,
+    weight,
+)
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -17,6 +28,7 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **gradient.ROWS,
     **gate.ROWS,
     **activation.ROWS,
+    **inputs.ROWS,
     **trajectory.ROWS,
     **initial.ROWS,
 }

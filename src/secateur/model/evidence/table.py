@@ -18,6 +18,7 @@ from secateur.model.evidence.flow import FLOW_KINDS, gather_flow
 from secateur.model.evidence.gate_second import SECOND_KINDS, gate_seconds
 from secateur.model.evidence.gates import GATE_KINDS, GateGradients
 from secateur.model.evidence.gradients import WEIGHT_GRADIENTS, WeightGradients
+from secateur.model.evidence.inputs import INPUT_KINDS, Inputs
 from secateur.model.evidence.lookahead import META_KINDS, gather_meta
 from secateur.model.evidence.passes import Found, Observer, observe
 from secateur.model.evidence.samples import FISHER_KINDS, gather_fisher
@@ -38,8 +39,8 @@ class Collector:
         kinds: evidence -> what it is.
         observe: makes an observer that shares the passes over the batches with all others.
         gather: finds the evidence by itself.
-        data: what the user has to give, for the message when it is missing: "gradients", "activations", or "" for
-            evidence that reads no batches.
+        data: what the user has to give, for the message when it is missing: "gradients", "activations", "inputs",
+            or "" for evidence that reads no batches.
     """
 
     kinds: Mapping[str, str]
@@ -116,6 +117,7 @@ def collect(
 _MISSING = {
     "gradients": "evidence {} comes from gradients: give data= (a loader, or one (inputs, labels) pair) and loss=; or "
     "let sc.Pruner collect it while you train",
+    "inputs": "evidence {} comes from the inputs of layers: give data= (a loader, or one batch); no loss is needed",
     "activations": "evidence {} comes from activations: give data= (a loader, or one batch); no loss is needed",
 }
 
@@ -173,6 +175,7 @@ COLLECTORS: tuple[Collector, ...] = (
     Collector(HESSIAN_GRADIENT, gather=gather_hessian_gradient, data="gradients"),
     Collector(META_KINDS, gather=gather_meta, data="gradients"),
     Collector(FISHER_KINDS, gather=gather_fisher, data="gradients"),
+    Collector(INPUT_KINDS, observe=Inputs, data="inputs"),
 )
 
 KINDS: Mapping[str, str] = {kind: what for row in COLLECTORS for kind, what in row.kinds.items()}

@@ -14,7 +14,7 @@ from secateur.model.evidence.readers import Reader, Reading
 from secateur.model.graph.site import Site, Sites
 from secateur.model.graph.trace import where
 
-__all__ = ["Difference", "Watch"]
+__all__ = ["Difference", "Watch", "spread", "token_mask"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Watch(TorchDispatchMode):
     def __init__(self, sites: Sites, readers: Sequence[Reader], batch: Any) -> None:
         super().__init__()
         self.difference: Difference | None = None
-        self._sites, self._readers, self._tokens = sites, readers, _token_mask(batch)
+        self._sites, self._readers, self._tokens = sites, readers, token_mask(batch)
         self._count = 0
         self._calls: Counter[str] = Counter()
         for reader in readers:
@@ -79,7 +79,7 @@ class Watch(TorchDispatchMode):
         if out.dim() != site.dims or tuple(out.shape[axis] for axis in site.axes) != site.sizes:
             self.difference = Difference(f"{site.operator} of channels {site.sizes}", str(tuple(out.shape)), where())
             return
-        valid = None if self._tokens is None else _spread(self._tokens, out, site.axes)
+        valid = None if self._tokens is None else spread(self._tokens, out, site.axes)
         number = self._calls[site.producer]
         self._calls[site.producer] += 1
         reading = Reading(site, number, out.detach(), valid)
@@ -87,7 +87,7 @@ class Watch(TorchDispatchMode):
             reader.read(reading)
 
 
-def _spread(tokens: Tensor, out: Tensor, channels: tuple[int, ...]) -> Tensor | None:
+def spread(tokens: Tensor, out: Tensor, channels: tuple[int, ...]) -> Tensor | None:
     """The token mask ``[B, T]`` along the axes of an activation; None where it has no tokens.
 
     Known are ``[B, T, ...]``, ``[B * T, ...]`` and ``[B, channels or heads, T, ...]``.
@@ -105,7 +105,8 @@ def _spread(tokens: Tensor, out: Tensor, channels: tuple[int, ...]) -> Tensor | 
     return tokens.to(out.device).reshape(shape)
 
 
-def _token_mask(batch: Any) -> Tensor | None:
+def token_mask(batch: Any) -> Tensor | None:
+    """Which tokens ``[B, T]`` of a batch are not padding; None where the batch does not say."""
     given = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if not isinstance(given, Tensor):
         return None
