@@ -185,6 +185,50 @@ def test_bad_questions_are_answered_in_words() -> None:
             sc.score(net, criterion, unit="filter")
 
 
+def test_transposed_convolutions_count_their_own_outputs() -> None:
+    net = nn.Sequential(nn.ConvTranspose2d(4, 3, 2), nn.ReLU(), nn.Conv2d(3, 1, 1))
+    rows = net[0].weight.detach().double().transpose(0, 1).flatten(1).tolist()  # stored as [inputs, outputs, ...]
+    found = sc.score(net, "geometric_median", unit="filter")["0.weight"]
+    assert found.tolist() == pytest.approx(distance_sums(rows), rel=1e-6)
+    with_bias = [[*row, b] for row, b in zip(rows, net[0].bias.tolist(), strict=True)]
+    _same_order(sc.score(net, "cosine(with_bias=True)", unit="filter")["0.weight"], cosine_slowly(with_bias))
+
+
+def test_biases_of_attention_projections() -> None:
+    """Queries, keys and values of other widths have weights of their own and one bias for all."""
+    attention = nn.MultiheadAttention(4, 2, kdim=3, vdim=5)
+    with torch.no_grad():
+        attention.in_proj_bias.copy_(torch.arange(12.0))
+    found = sc.score(attention, "cosine(with_bias=True)", unit="filter", targets="v_proj_weight")["v_proj_weight"]
+    rows = [[*row, 8.0 + i] for i, row in enumerate(attention.v_proj_weight.detach().double().tolist())]
+    _same_order(found, cosine_slowly(rows))
+
+
+@pytest.mark.parametrize(
+    "criterion", ["cosine", "geometric_median", "weight_correlation", "srinivas_babu", "weight_entropy", "bn_scale"]
+)
+def test_budgets_and_plans_take_them(criterion: str) -> None:
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 1))
+    net.extend([nn.BatchNorm2d(12), nn.Flatten(), nn.Linear(12 * 16, 4)])
+    small = sc.shrink(net, example_inputs=X, sparsity=0.5, criterion=criterion)
+    assert small[0].out_channels + small[3].out_channels == 10
+    plan = sc.Plan(0.5, criterion=criterion, unit="channel", schedule="linear", begin=1, end=3)
+    pruner = sc.Pruner(net, plan, example_inputs=X)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    pruner.attach(optimizer)
+    kept: list[set[tuple[str, int]]] = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        net(X).square().mean().backward()
+        optimizer.step()
+        masks = pruner.masks
+        units = {} if masks is None else masks.unit_masks
+        kept.append({(name, int(at)) for name, mask in units.items() for at in mask.nonzero()})
+    assert len(kept[-1]) == 10
+    assert kept[-1] == kept[-2] < kept[-3]  # what was gone stays gone
+
+
 def test_residual_channels_have_the_mean_of_their_norms() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
