@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, gate, gradient, trajectory, weight
+from secateur.core.criteria import activation, correlated, discriminant, gate, gradient, trajectory, weight
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -14,5 +14,7 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **gradient.ROWS,
     **gate.ROWS,
     **activation.ROWS,
+    **correlated.ROWS,
+    **discriminant.ROWS,
     **trajectory.ROWS,
 }

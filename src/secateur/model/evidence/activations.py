@@ -11,14 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, final
 
 from torch import Tensor
 
 from secateur.core.unit_channel import Channel
 from secateur.core.units import unit_name
+from secateur.model.batches import forward_of
+from secateur.model.evidence.example_axis import ExampleAxis
 from secateur.model.evidence.passes import Found, Observer, Pass
-from secateur.model.evidence.readers import READERS, Reader
+from secateur.model.evidence.reader_table import READERS
+from secateur.model.evidence.readers import Reader
+from secateur.model.evidence.site_examples import site_examples
 from secateur.model.evidence.source import Request
 from secateur.model.evidence.watching import Watch
 from secateur.model.graph.examples import Example, call, resized, tensors_in
@@ -75,6 +80,7 @@ class Activations(Observer):
         made = [(row, set(row.kinds) & set(request.kinds)) for row in READERS]
         self._readers: list[Reader] = [row.make(sizes, frozenset(kinds)) for row, kinds in made if kinds]
         self._sites: Sites | None = None
+        self._examples: Mapping[tuple[str, int], ExampleAxis] = {}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -86,18 +92,20 @@ class Activations(Observer):
         """Find the sites by the first batch."""
         if self._sites is None:
             self._sites = self._first_sites(one)
+            self._look_for_examples(one)
 
     @contextmanager
     def around(self, one: Pass) -> Iterator[None]:
         """Read what the pass makes; where it went another way than the one looked at, look at it, and read a rerun."""
         assert self._sites is not None  # prepare
-        watch = Watch(self._sites, self._readers, one.batch)
+        watch = Watch(self._sites, self._readers, one.batch, self._examples)
         with watch:
             yield
         watch.finish()
         if watch.difference is not None:
             self._sites = find_sites(self._root, one.forward, self._producers)
-            watch = Watch(self._sites, self._readers, one.batch)
+            self._look_for_examples(one)
+            watch = Watch(self._sites, self._readers, one.batch, self._examples)
             with watch:
                 one.forward()
             watch.finish()
@@ -127,6 +135,11 @@ class Activations(Observer):
             for kind, tensors in reader.result().items():
                 found[kind] = {name: tensors[name].to(self._devices[name]) for name in tensors}
         return found
+
+    def _look_for_examples(self, one: Pass) -> None:
+        if self._sites is not None and any(reader.by_example for reader in self._readers):
+            run = partial(forward_of, self._root, step=self._step)
+            self._examples = site_examples(self._sites, one.batch, run)
 
     def _first_sites(self, one: Pass) -> Sites:
         """From two rows, as ids of large activations take room; from the whole batch where that is not possible."""
