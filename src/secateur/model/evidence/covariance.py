@@ -64,6 +64,8 @@ class _Covariance(Reader):
         if reading.valid is not None:
             valid = reading.valid.expand(out.shape).permute(*rest, *site.axes).reshape(rows.shape)[:, 0]
             rows = rows[valid]
+        if not len(rows):  # an expert without tokens
+            return
         order = site.index.argsort(stable=True)
         order = order[site.index[order] >= 0]
         channels, counts = site.index[order].unique_consecutive(return_counts=True)
@@ -72,10 +74,8 @@ class _Covariance(Reader):
                 f"the channels of {site.producer!r} have different numbers of values in {site.where}, so they have no "
                 f"correlation; exclude=[{site.producer!r}]"
             )
-        own = rows[:, order.to(rows.device)].reshape(len(rows), len(channels), -1).transpose(1, 2)
+        own = rows[:, order.to(rows.device)].reshape(len(rows), len(channels), int(counts[0])).transpose(1, 2)
         own = own.flatten(0, 1)
-        if not len(own):
-            return
         at = site.producer, tuple(channels.tolist())
         if at not in self._new:
             known = self._sums[at[0]].get(at[1])
@@ -101,6 +101,10 @@ class _Covariance(Reader):
     def result(self) -> dict[str, dict[str, Tensor]]:
         """Channels that are never read together (halves of a gate, say) have no covariance: zero."""
         return {"activation_covariance": dict(self._matrices())}
+
+    def nothing(self, size: int) -> dict[str, Tensor]:
+        """Constants."""
+        return {"activation_covariance": torch.zeros(size, size, dtype=torch.float64)}
 
     def _matrices(self) -> Iterator[tuple[str, Tensor]]:
         for name in self.seen():

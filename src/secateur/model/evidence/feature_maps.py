@@ -34,6 +34,8 @@ class _Ranks(Reader):
 
     def read(self, reading: Reading) -> None:
         """Rank of each map, of which the last two axes of positions are rows and columns."""
+        if not reading.values.numel():  # an expert without tokens
+            return
         site, values = reading.site, reading.values
         if reading.valid is not None:
             values = torch.where(reading.valid, values, torch.zeros((), dtype=values.dtype, device=values.device))
@@ -59,6 +61,10 @@ class _Ranks(Reader):
     def result(self) -> dict[str, dict[str, Tensor]]:
         """Means over maps."""
         return {"activation_rank": {name: self._sums[name][0] / self._sums[name][1] for name in self.seen()}}
+
+    def nothing(self, size: int) -> dict[str, Tensor]:
+        """Maps of zeros."""
+        return {"activation_rank": torch.zeros(size, dtype=torch.float64)}
 
 
 FEATURE_MAPS = ReaderRow({"activation_rank": "per unit: mean over images of the rank of its feature map"}, _Ranks)

@@ -40,6 +40,8 @@ class _Features(Reader):
 
     def read(self, reading: Reading) -> None:
         """Add one activation."""
+        if not reading.values.numel():  # an expert without tokens
+            return
         site, size = reading.site, self._count
         values = reading.by_example(reading.values, size).flatten(1, -2)
         valid = None if reading.valid is None else reading.by_example(reading.valid, size).flatten(1, -2)
@@ -81,6 +83,11 @@ class _Features(Reader):
             for kind, tensors in found.items():
                 tensors[name] = made[kind].contiguous()
         return found
+
+    def nothing(self, size: int) -> dict[str, Tensor]:
+        """Two examples of two classes, at which nothing fires."""
+        none = torch.zeros(size, 2, dtype=torch.float64)
+        return {_POOLED: none, _MAX: none, _LABELS: torch.arange(2)}
 
     def _rows_of(self, producer: str) -> tuple[Tensor, Tensor, Tensor]:
         """Sums, counts and maxima ``[examples, channels]`` of this pass."""

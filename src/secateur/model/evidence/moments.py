@@ -62,11 +62,18 @@ class _Moments(Reader):
             if kind in self._kinds
         }
 
+    def nothing(self, size: int) -> dict[str, Tensor]:
+        """All zeros."""
+        none = torch.zeros(size, dtype=torch.float64)
+        return {kind: torch.ones_like(none) if kind == "activation_zeros" else none for kind in _MOMENTS}
+
     def _limit(self, reading: Reading, values: Tensor) -> float:
         """What counts as zero at a site, fixed by the first batch."""
         place = reading.site.producer, reading.number
         if place not in self._new_limits:
             there = reading.site.index >= 0
+            if not bool((reading.counts()[there] > 0).any()):
+                return 0.0  # an expert without tokens: the limit is fixed by the first that it gets
             squares = reading.over_rest(values.double().square()).cpu()[there]
             mean = float(squares.sum()) / max(float(reading.counts()[there].sum()), 1.0)
             self._new_limits[place] = NEAR_ZERO * mean**0.5

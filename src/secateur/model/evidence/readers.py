@@ -91,6 +91,10 @@ class Reader(ABC):
     def result(self) -> dict[str, dict[str, Tensor]]:
         """Kind -> producer -> tensor, of those that were seen."""
 
+    @abstractmethod
+    def nothing(self, size: int) -> dict[str, Tensor]:
+        """Kind -> tensor, of a layer of so many channels that never fires."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReaderRow:

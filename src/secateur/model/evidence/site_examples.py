@@ -42,6 +42,10 @@ class _Kept(Reader):
         """No evidence."""
         return {}
 
+    def nothing(self, size: int) -> dict[str, Tensor]:
+        """No evidence."""
+        return {}
+
 
 def site_examples(sites: Sites, batch: Any, run: Callable[[Any], Any]) -> Mapping[tuple[str, int], ExampleAxis]:
     """Try where examples lie, by runs that differ in one of them.
