@@ -54,6 +54,10 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "apoz": (("activation_zeros",), False),
     "wanda": (("weight", "input_norm"), False),
     "ria": (("weight", "input_norm"), False),
+    "activation_entropy": (("activation_pooled",), False),
+    "hrank": (("activation_rank",), False),
+    "activation_correlation": (("activation_covariance",), False),
+    "lda": (("activation_max", "activation_pooled", "labels"), False),
     "large_final": (("weight",), False),
     "small_final": (("weight",), True),
     "large_init": (("init",), False),
@@ -77,7 +81,8 @@ ONE_PER_ROW = {"filter", "in_channel", "layer", "channel", "channel(all)"}
 ALLOCATION_ROWS = ["uniform", "global", "erk", "er", "uniform_plus", "lamp"]
 SCHEDULE_ROWS = ["one_shot", "linear", "geometric", "exponential", "cubic", "one_cycle", "cosine"]
 PER_UNIT = {"gate_grad_sq", "gate_example_abs", "gate_example_sq", "gate_change_sq", "reader_gate_abs"}
-PER_UNIT |= {"activation_mean", "activation_zeros"}
+PER_UNIT |= {"activation_mean", "activation_zeros", "activation_rank"}
+OF_EXAMPLES = {"activation_pooled", "activation_max", "activation_covariance", "labels"}
 PER_GROUP = {"reader_gate_abs"}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -119,8 +124,15 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
             tensor = torch.randn(grid if per_unit else one.shape, generator=generator)
             positive = per_unit or name in ("grad_abs", "grad_sq", "fisher_diagonal", "input_norm")
             tensor = tensor.sigmoid() if name == "activation_zeros" else tensor  # a share
+            tensor = _of_examples(name, grid[0], generator) if name in OF_EXAMPLES else tensor
             found[name][key] = (tensor.abs() if positive else tensor).to(dtype)
     return found
+
+
+def _of_examples(name: str, units: int, generator: torch.Generator) -> Tensor:
+    """Evidence of twelve examples."""
+    own = torch.randn(units, 12, generator=generator)
+    return {"labels": torch.arange(12) % 3, "activation_covariance": own @ own.t() / 12}.get(name, own)
 
 
 def _refused(criterion: str, unit: str, allocation: str, within: object) -> str | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from secateur.core.criteria import (
     activation,
+    correlated,
+    discriminant,
     entropy,
     gate,
     gradient,
@@ -29,6 +31,8 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **gate.ROWS,
     **activation.ROWS,
     **inputs.ROWS,
+    **correlated.ROWS,
+    **discriminant.ROWS,
     **trajectory.ROWS,
     **initial.ROWS,
 }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.model.graph.examples import mapped, tensors_in
 
-__all__ = ["ExampleAxis", "count_examples", "example_axes"]
+__all__ = ["FIXED_SIZE", "ExampleAxis", "axis_of", "count_examples", "example_axes", "exchanges"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,21 @@ class ExampleAxis:
         if self.interleaved:
             return given.repeat(rows // given.shape[0], *[1] * (given.dim() - 1))
         return given.repeat_interleave(rows // given.shape[0], 0)
+
+    def gather(self, values: Tensor, size: int, last: tuple[int, ...]) -> Tensor:
+        """Examples first, some axes last in one: ``[examples, ..., last]``; further rows of an example are an axis.
+
+        Args:
+            values: any tensor that has examples along this axis.
+            size: how many examples.
+            last: other axes.
+        """
+        between = [axis for axis in range(values.dim()) if axis != self.axis and axis not in last]
+        turned = values.permute(self.axis, *between, *last)
+        turned = turned.reshape(*turned.shape[: 1 + len(between)], -1)
+        if self.interleaved:
+            return turned.reshape(-1, size, *turned.shape[1:]).transpose(0, 1)
+        return turned.reshape(size, -1, *turned.shape[1:])
 
 
 def count_examples(batch: Any) -> int:
@@ -70,21 +85,40 @@ def example_axes(
     Raises:
         ValueError: where the first example shows nowhere apart from the second.
     """
+    for both, twice, size in exchanges(batch):
+        tensors: list[dict[str, Tensor]] = []
+        try:
+            for rows in (both, twice):
+                with torch.no_grad(), _listening(seen) as found:
+                    run(rows)
+                tensors.append(found)
+        except FIXED_SIZE:
+            if size == count_examples(batch):
+                raise
+            continue  # a model of one batch size: the whole batch is tried next
+        one, other = tensors
+        return {name: axis_of(name, one[name], other[name], size) for name in seen if name in one and name in other}
+    return {name: ExampleAxis() for name in seen}
+
+
+FIXED_SIZE = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+"""What a model of one batch size raises at another."""
+
+
+def exchanges(batch: Any) -> Iterator[tuple[Any, Any, int]]:
+    """Two batches that differ in their first example alone, and how many examples they have; then larger ones.
+
+    Nothing comes of a batch with one example.
+    """
     size = count_examples(batch)
-    if size < 2:
-        return {name: ExampleAxis() for name in seen}
+    for taken in dict.fromkeys((min(2, size), size)):
+        if taken > 1:
+            pick = torch.arange(taken)
+            yield _rows(batch, size, pick), _rows(batch, size, pick.clamp(min=1)), taken
 
-    def rows(first: int) -> Any:
-        pick = torch.tensor([first, 1])
-        return mapped(batch, lambda t: t[pick.to(t.device)] if t.dim() and t.shape[0] == size else t)
 
-    tensors: list[dict[str, Tensor]] = []
-    for first in (0, 1):
-        with torch.no_grad(), _listening(seen) as found:
-            run(rows(first))
-        tensors.append(found)
-    both, twice = tensors
-    return {name: _axis(name, both[name], twice[name]) for name in seen if name in both and name in twice}
+def _rows(batch: Any, size: int, pick: Tensor) -> Any:
+    return mapped(batch, lambda t: t[pick.to(t.device)] if t.dim() and t.shape[0] == size else t)
 
 
 @contextmanager
@@ -116,18 +150,31 @@ def _listening(seen: Mapping[str, tuple[nn.Module, bool]]) -> Iterator[dict[str,
             handle.remove()
 
 
-def _axis(name: str, both: Tensor, twice: Tensor) -> ExampleAxis:
+def axis_of(name: str, both: Tensor, twice: Tensor, size: int) -> ExampleAxis:
+    """Where the first of several examples lies, from two tensors that differ in it alone.
+
+    Args:
+        name: of the place, for the message.
+        both: seen with all examples.
+        twice: seen with the second example in place of the first.
+        size: how many examples there are.
+
+    Raises:
+        ValueError: where the first example shows nowhere apart from the others.
+    """
     differs = both != twice if both.shape == twice.shape else torch.ones(1, dtype=torch.bool)
     if not bool(differs.any()):
         return ExampleAxis()
     for axis in range(differs.dim()):
         rows = differs.shape[axis]
         changed = differs.movedim(axis, 0).flatten(1).any(1)
-        if rows % 2 == 0 and not bool(changed[rows // 2 :].any()):
+        if rows % size:
+            continue
+        if not bool(changed[rows // size :].any()):
             return ExampleAxis(axis)
-        if rows % 2 == 0 and not bool(changed[1::2].any()):
+        if not bool(changed.view(-1, size)[:, 1:].any()):
             return ExampleAxis(axis, interleaved=True)
     raise ValueError(
-        f"the examples of a batch cannot be told apart at {name!r}, which sees {tuple(both.shape)} for two of them: "
-        "they mix there, or lie along no axis. Take gate_taylor, which has one gate for the batch"
+        f"the examples of a batch cannot be told apart at {name!r}, which sees {tuple(both.shape)} for {size} of them: "
+        "they mix there, or lie along no axis. Take a criterion that does not ask for examples: gate_taylor, or apoz"
     )

@@ -10,6 +10,7 @@ from typing import Any, final
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.model.evidence.example_axis import ExampleAxis
 from secateur.model.evidence.readers import Reader, Reading
 from secateur.model.graph.site import Site, Sites
 from secateur.model.graph.trace import where
@@ -34,13 +35,21 @@ class Watch(TorchDispatchMode):
         sites: what the run that was looked at did.
         readers: what reads there; they begin anew, and keep what they read when they are told to ``commit``.
         batch: of this run; its ``attention_mask`` ``[B, T]`` says which tokens are padding.
+        examples: producer, number of the reading -> where examples lie in it.
 
     Attributes:
         difference: where the run went another way; what was read is then worth nothing.
     """
 
-    def __init__(self, sites: Sites, readers: Sequence[Reader], batch: Any) -> None:
+    def __init__(
+        self,
+        sites: Sites,
+        readers: Sequence[Reader],
+        batch: Any,
+        examples: Mapping[tuple[str, int], ExampleAxis] | None = None,
+    ) -> None:
         super().__init__()
+        self._examples = examples or {}
         self.difference: Difference | None = None
         self._sites, self._readers, self._tokens = sites, readers, token_mask(batch)
         self._count = 0
@@ -82,7 +91,8 @@ class Watch(TorchDispatchMode):
         valid = None if self._tokens is None else spread(self._tokens, out, site.axes)
         number = self._calls[site.producer]
         self._calls[site.producer] += 1
-        reading = Reading(site, number, out.detach(), valid)
+        examples = self._examples.get((site.producer, number), ExampleAxis())
+        reading = Reading(site, number, out.detach(), valid, examples)
         for reader in self._readers:
             reader.read(reading)
 
