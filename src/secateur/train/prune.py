@@ -18,12 +18,13 @@ from secateur.core import (
 )
 from secateur.core import score as score_units
 from secateur.model.batches import LossFunction, StepFunction
+from secateur.model.edited import edit
 from secateur.model.evidence import Source, collect
 from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
 from secateur.model.removal.registry import carry_mark
 from secateur.model.selectors import Selector
-from secateur.train.deciding import choose_masks, to_trace
+from secateur.train.deciding import choose_masks, choose_with_update, to_trace
 from secateur.train.plan import Plan
 from secateur.types import KeyLayout, Reduce, Unit
 
@@ -123,6 +124,7 @@ def prune(
     min_density: float | None = 0.0,
     seed: int = 0,
     rounds: int | None = None,
+    update: bool = False,
     inplace: bool = True,
     undo: bool = True,
 ) -> Any:
@@ -156,6 +158,8 @@ def prune(
         seed: of the noise that random criteria read.
         rounds: decide in so many rounds, with new evidence in each and the same share of what is left going each time;
             None: as the criterion's table says (SynFlow 100, FORCE 10, most 1).
+        update: move the kept weights along, for criteria that say how (``obs``, ``woodfisher``); ``masks.undo()`` puts
+            them back, unless they were trained since.
         inplace: change ``model``; False: a pruned copy is returned with its masks.
         undo: keep the removed values so that ``masks.undo()`` can restore them.
 
@@ -185,7 +189,7 @@ def prune(
     )
     batches = batches_needed(plan.criterion) if batches is None else batches
     source = Source(data, loss, step, batches, init, seed, mode, example=example_inputs)
-    return _prune_once(model, plan, source, example_inputs, exact, rounds, inplace=inplace, undo=undo)
+    return _prune_once(model, plan, source, example_inputs, exact, rounds, update, inplace=inplace, undo=undo)
 
 
 def _prune_once(
@@ -195,6 +199,7 @@ def _prune_once(
     example_inputs: Any,
     exact: bool,
     rounds: int | None,
+    update: bool,
     *,
     inplace: bool,
     undo: bool,
@@ -208,7 +213,11 @@ def _prune_once(
             f"this model already has masks of unit {before.unit.spec!r}; call undo() on them before pruning "
             f"by unit {unit.spec!r}, or prune by the same unit again"
         )
-    unit_masks = choose_masks(model, plan, plan.final, source, layout, before, rounds=rounds)
+    values: dict[str, Tensor] = {}
+    if update:
+        unit_masks, values = choose_with_update(model, plan, plan.final, source, layout, before, rounds=rounds)
+    else:
+        unit_masks = choose_masks(model, plan, plan.final, source, layout, before, rounds=rounds)
     if not inplace:
         pruned = copy.deepcopy(model)
         carry_mark(model, pruned)
@@ -216,20 +225,27 @@ def _prune_once(
             carried = Masks(pruned, before.unit_masks, unit, before.layout)
             carried.load_state_dict(before.state_dict())
             register_masks(pruned, carried)
-        return pruned, _cut(pruned, unit_masks, unit, layout, undo)
-    return _cut(model, unit_masks, unit, layout, undo)
+        return pruned, _cut(pruned, unit_masks, unit, layout, undo, values)
+    return _cut(model, unit_masks, unit, layout, undo, values)
 
 
 def _cut(
-    model: nn.Module, unit_masks: dict[str, Tensor], unit: Unit, layout: Mapping[str, KeyLayout], undo: bool
+    model: nn.Module,
+    unit_masks: dict[str, Tensor],
+    unit: Unit,
+    layout: Mapping[str, KeyLayout],
+    undo: bool,
+    values: Mapping[str, Tensor],
 ) -> Masks:
-    """Bring the model's masks, new ones or those it has, to ``unit_masks``."""
+    """Bring the model's masks, new ones or those it has, to ``unit_masks``, and its kept weights to ``values``."""
     masks = find_masks(model)
     if masks is None:
         masks = Masks(model, {n: mask.new_ones(mask.shape) for n, mask in unit_masks.items()}, unit, layout, undo=undo)
         register_masks(model, masks)
     masks.add(layout)
     masks.update(unit_masks)
+    if values:
+        edit(masks, values)
     if not undo:
         masks.commit()
     return masks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, gradient, initial, trajectory, weight
+from secateur.core.criteria import activation, curvature, gradient, initial, trajectory, weight
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -15,4 +15,5 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **activation.ROWS,
     **trajectory.ROWS,
     **initial.ROWS,
+    **curvature.ROWS,
 }
