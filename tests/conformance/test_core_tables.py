@@ -74,6 +74,10 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "prospr": (("weight", "meta_grad"), False),
     "prospr_gate": (("meta_gate",), False),
     "fisher": (("weight", "fisher_diagonal"), False),
+    "taylor_second": (("loss_change_sq",), False),
+    "obd": (("weight", "hessian_diagonal"), False),
+    "obs": (("weight", "inverse_hessian_diagonal"), False),
+    "woodfisher": (("weight", "inverse_fisher_diagonal"), False),
 }
 UNIT_ROWS = ["weight", "row", "column", "kernel", "filter", "in_channel", "layer", "block(3, 2)"]
 UNIT_ROWS += ["channel", "channel(all)"]
@@ -84,6 +88,8 @@ PER_UNIT = {"gate_grad_sq", "gate_example_abs", "gate_example_sq", "gate_change_
 PER_UNIT |= {"activation_mean", "activation_zeros", "activation_rank"}
 OF_EXAMPLES = {"activation_pooled", "activation_max", "activation_covariance", "labels"}
 PER_GROUP = {"reader_gate_abs"}
+POSITIVE = {"grad_abs", "grad_sq", "input_norm", "fisher_diagonal", "loss_change_sq"}
+POSITIVE |= {"inverse_hessian_diagonal", "inverse_fisher_diagonal"}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 LAYOUT: Layout = {
@@ -122,7 +128,7 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
         for key, one in (parameter_layout(layout) if of_groups else layout).items():
             grid = one.shape[:1] if of_groups else unit.grid(one)
             tensor = torch.randn(grid if per_unit else one.shape, generator=generator)
-            positive = per_unit or name in ("grad_abs", "grad_sq", "fisher_diagonal", "input_norm")
+            positive = per_unit or name in POSITIVE
             tensor = tensor.sigmoid() if name == "activation_zeros" else tensor  # a share
             tensor = _of_examples(name, grid[0], generator) if name in OF_EXAMPLES else tensor
             found[name][key] = (tensor.abs() if positive else tensor).to(dtype)

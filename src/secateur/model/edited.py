@@ -27,10 +27,13 @@ class EditedValues:
     def __len__(self) -> int:
         return len(self._values)
 
-    def keep(self, name: str, before: Tensor, after: Tensor) -> None:
-        """Remember an edit."""
-        first = self._values[name][0] if name in self._values else before.detach().clone()
-        self._values[name] = first, after.detach().clone()
+    def keep(self, name: str, before: Tensor, after: Tensor, kept: Tensor | None = None) -> None:
+        """Remember an edit; where masks removed a weight since the last one, that one's value is what they hide."""
+        if name not in self._values:
+            self._values[name] = before.detach().clone(), after.detach().clone()
+            return
+        first, last = self._values[name]
+        self._values[name] = first, after.detach().clone() if kept is None else torch.where(kept, after.detach(), last)
 
     def original(self, name: str, tensor: Tensor) -> Tensor:
         """The values before the first edit, where they were not trained since."""
@@ -135,8 +138,9 @@ def edit(masks: Masks, values: Mapping[str, Tensor]) -> None:
             raise ValueError(f"the new values of {name!r} are not finite; nothing was changed")
     for name, tensor in targets.items():
         new = values[name].to(tensor)
-        if name in masks:
-            new = torch.where(masks[name].to(tensor.device), new, torch.zeros((), dtype=new.dtype, device=new.device))
+        kept = masks[name].to(tensor.device) if name in masks else None
+        if kept is not None:
+            new = torch.where(kept, new, torch.zeros((), dtype=new.dtype, device=new.device))
         if masks.edited is not None:
-            masks.edited.keep(name, tensor, new)
+            masks.edited.keep(name, tensor, new, kept)
         tensor.detach().copy_(new)

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core import (
+    CRITERIA,
     CriterionLike,
     decide,
     evidence_needed,
+    needs,
     regrows,
+    resolve_criterion,
     rounds_needed,
     settings_needed,
 )
@@ -25,9 +28,9 @@ from secateur.model.masks import Masks
 from secateur.model.names import find_parameter, unwrap
 from secateur.model.sharding import full, share_from_first_rank
 from secateur.train.plan import Plan
-from secateur.types import Evidence, KeyLayout, Unit
+from secateur.types import CriterionEntry, Evidence, KeyLayout, Unit
 
-__all__ = ["choose_masks", "to_trace"]
+__all__ = ["choose_masks", "choose_with_update", "to_trace"]
 
 
 def choose_masks(
@@ -61,10 +64,10 @@ def choose_masks(
     Raises:
         ValueError: for several rounds to an n:m pattern, and for whatever evidence and decision refuse.
     """
-    previous = None if before is None else _so_far(before, plan.parsed_unit, layout)
-    if _count(plan, rounds) == 1:
-        return _decide(model, plan, sparsity, source, layout, previous)
     root, unit, regrow = unwrap(model), plan.parsed_unit, regrows(plan.criterion)
+    previous = None if before is None else _so_far(before, unit, layout)
+    if _count(plan, rounds) == 1:
+        return _decide(model, plan, sparsity, _evidence(root, plan, source, layout), layout, previous)
     weights = {name: full(find_parameter(root, name)).detach() for name in evidence_layout(unit, layout)}
     dense = {"weight": {name: weight.clone() for name, weight in weights.items()}} if regrow else {}
     count = _count(plan, rounds)
@@ -74,9 +77,56 @@ def choose_masks(
         due = geometric(index / count, gone, sparsity) if gone < sparsity else sparsity
         hidden = nullcontext() if masks is None else masked(root, unit.expand(masks, layout))
         with hidden:
-            masks = _decide(model, plan, due, source, layout, previous if regrow else masks, dense)
+            evidence = {**_evidence(root, plan, source, layout), **dense}
+            masks = _decide(model, plan, due, evidence, layout, previous if regrow else masks)
     assert masks is not None  # at least two rounds
     return masks
+
+
+def choose_with_update(
+    model: nn.Module,
+    plan: Plan,
+    sparsity: float,
+    source: Source,
+    layout: Mapping[str, KeyLayout],
+    before: Masks | None = None,
+    *,
+    rounds: int | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Unit masks in one round, and new values of the weights from the same evidence; the model is not changed.
+
+    Args:
+        model: as the user gave it.
+        plan: the choices.
+        sparsity: due now.
+        source: of the evidence.
+        layout: the targets.
+        before: masks so far; what they removed stays removed.
+        rounds: None or 1.
+
+    Returns:
+        Unit masks, and parameter name -> values in its shape.
+
+    Raises:
+        ValueError: for a criterion without an update, several rounds, and data-parallel models, whose processes would
+            move their weights differently.
+    """
+    entry = resolve_criterion(plan.criterion)
+    if not isinstance(entry, CriterionEntry) or entry.update is None:
+        known = ", ".join(name for name, row in CRITERIA.items() if row.update is not None)
+        raise ValueError(f"update=True: criterion {plan.criterion!r} has no update of the kept weights; {known} have")
+    if _count(plan, rounds) > 1:
+        raise ValueError("update=True moves weights once, so it goes with one round; call prune several times instead")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError("update=True moves weights in every process by its own data; prune before wrapping the model")
+    root, unit, kinds = unwrap(model), plan.parsed_unit, needs(entry.update)[2:]
+    previous = None if before is None else _so_far(before, unit, layout)
+    evidence = _evidence(root, plan, source, layout, kinds)
+    masks = _decide(model, plan, sparsity, evidence, layout, previous)
+    scored = evidence_layout(unit, layout)
+    weights = {name: find_parameter(root, name).detach() for name in scored}
+    removed = {name: ~mask for name, mask in unit.expand(masks, layout).items() if name in scored}
+    return masks, entry.update(weights, removed, *[evidence[kind] for kind in kinds])
 
 
 def to_trace(criterion: CriterionLike, unit: Unit, example_inputs: Any) -> Any:
@@ -101,31 +151,34 @@ def _count(plan: Plan, rounds: int | None) -> int:
     return rounds_needed(plan.criterion) if rounds is None else rounds
 
 
+def _evidence(
+    root: nn.Module, plan: Plan, source: Source, layout: Mapping[str, KeyLayout], more: tuple[str, ...] = ()
+) -> Evidence:
+    kinds = tuple(dict.fromkeys((*evidence_needed(plan.criterion), *more)))
+    return collect(root, kinds, layout, plan.parsed_unit, source, settings_needed(plan.criterion))
+
+
 def _decide(
     model: nn.Module,
     plan: Plan,
     sparsity: float,
-    source: Source,
+    evidence: Evidence,
     layout: Mapping[str, KeyLayout],
     previous: Mapping[str, Tensor] | None,
-    known: Evidence | None = None,
 ) -> dict[str, Tensor]:
-    root, unit = unwrap(model), plan.parsed_unit
-    kinds = evidence_needed(plan.criterion)
-    evidence = collect(root, kinds, layout, unit, source, settings_needed(plan.criterion))
     masks = decide(
         criterion=plan.criterion,
-        unit=unit,
+        unit=plan.parsed_unit,
         allocation=plan.allocation,
         within=plan.window,
         sparsity=sparsity,
-        evidence={**evidence, **(known or {})},
+        evidence=evidence,
         layout=layout,
         reduce=plan.reduce,
         min_density=plan.min_density,
         previous=previous,
     )
-    return share_from_first_rank(masks, root, model)
+    return share_from_first_rank(masks, unwrap(model), model)
 
 
 def _share(masks: Mapping[str, Tensor]) -> float:

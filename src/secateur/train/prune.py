@@ -26,7 +26,7 @@ from secateur.model.merging import check_merge, merged_values
 from secateur.model.names import unwrap
 from secateur.model.removal.registry import carry_mark
 from secateur.model.selectors import Selector
-from secateur.train.deciding import choose_masks, to_trace
+from secateur.train.deciding import choose_masks, choose_with_update, to_trace
 from secateur.train.plan import Plan
 from secateur.types import KeyLayout, Reduce, Unit
 
@@ -127,6 +127,7 @@ def prune(
     seed: int = 0,
     merge: bool = False,
     rounds: int | None = None,
+    update: bool = False,
     inplace: bool = True,
     undo: bool = True,
 ) -> Any:
@@ -164,6 +165,8 @@ def prune(
             exact even then, as behind a batch norm or GELU.
         rounds: decide in so many rounds, with new evidence in each and the same share of what is left going each time;
             None: as the criterion's table says (SynFlow 100, FORCE 10, most 1).
+        update: move the kept weights along, for criteria that say how (``obs``, ``woodfisher``); ``masks.undo()`` puts
+            them back, unless they were trained since.
         inplace: change ``model``; False: a pruned copy is returned with its masks.
         undo: keep the removed values so that ``masks.undo()`` can restore them.
 
@@ -193,9 +196,8 @@ def prune(
     )
     batches = batches_needed(plan.criterion) if batches is None else batches
     source = Source(data, loss, step, batches, init, seed, mode, example=example_inputs)
-    return _prune_once(
-        model, plan, source, example_inputs, exact, rounds=rounds, merge=merge, inplace=inplace, undo=undo
-    )
+    how: dict[str, Any] = {"rounds": rounds, "merge": merge, "update": update, "inplace": inplace, "undo": undo}
+    return _prune_once(model, plan, source, example_inputs, exact, **how)
 
 
 def _prune_once(
@@ -207,6 +209,7 @@ def _prune_once(
     *,
     rounds: int | None,
     merge: bool,
+    update: bool,
     inplace: bool,
     undo: bool,
 ) -> Any:
@@ -220,8 +223,11 @@ def _prune_once(
             f"this model already has masks of unit {before.unit.spec!r}; call undo() on them before pruning "
             f"by unit {unit.spec!r}, or prune by the same unit again"
         )
-    unit_masks = choose_masks(model, plan, plan.final, source, layout, before, rounds=rounds)
     values: dict[str, Tensor] = {}
+    if update:
+        unit_masks, values = choose_with_update(model, plan, plan.final, source, layout, before, rounds=rounds)
+    else:
+        unit_masks = choose_masks(model, plan, plan.final, source, layout, before, rounds=rounds)
     if merging is not None:
         values = merged_values(unwrap(model), merging, layout, unit_masks, example_inputs)
     if not inplace:
@@ -262,7 +268,8 @@ def cut(
         register_masks(model, masks)
     masks.add(layout)
     masks.update(unit_masks)
-    edit(masks, values or {})
+    if values:
+        edit(masks, values)
     if not undo:
         masks.commit()
     return masks

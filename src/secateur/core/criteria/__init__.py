@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from secateur.core.criteria import (
     activation,
     correlated,
+    curvature,
     discriminant,
     entropy,
     gate,
@@ -35,4 +36,5 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **discriminant.ROWS,
     **trajectory.ROWS,
     **initial.ROWS,
+    **curvature.ROWS,
 }

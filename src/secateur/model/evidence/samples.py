@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def gather_fisher(request: Request) -> Found:
     totals: dict[str, Tensor] = {}
     count = 0
     with alone(request):
-        for chunk in sample_gradients(request, copies(request)):
+        for chunk in sample_gradients(request, copies(request), batches_of(request)):
             for name, gradients in chunk.items():
                 count += len(gradients) if name == next(iter(chunk)) else 0
                 totals[name] = totals.get(name, 0) + wide(gradients).square().sum(0)
@@ -44,7 +44,9 @@ def copies(request: Request) -> dict[str, Tensor]:
     return {name: find_parameter(request.root, name).detach().requires_grad_() for name in request.weights}
 
 
-def sample_gradients(request: Request, weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def sample_gradients(
+    request: Request, weights: Mapping[str, Tensor], batches: Iterable[Any]
+) -> Iterator[dict[str, Tensor]]:
     """Chunks of gradients, name -> ``[n, *shape]``, sample by sample in the order of the data.
 
     Pairs of tensors with a ``loss`` go through ``vmap``. What that cannot run (``step``, mappings, writing in place,
@@ -52,7 +54,7 @@ def sample_gradients(request: Request, weights: Mapping[str, Tensor]) -> Iterato
     """
     size = max(1, _ELEMENTS // max(1, sum(weight.numel() for weight in weights.values())))
     together = request.source.step is None
-    for batch in batches_of(request):
+    for batch in batches:
         rows = rows_of(batch)
         together = together and _is_pair(batch)
         for start in range(0, len(rows), size):

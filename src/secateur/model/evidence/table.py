@@ -18,7 +18,14 @@ from secateur.model.evidence.flow import FLOW_KINDS, gather_flow
 from secateur.model.evidence.gate_second import SECOND_KINDS, gate_seconds
 from secateur.model.evidence.gates import GATE_KINDS, GateGradients
 from secateur.model.evidence.gradients import WEIGHT_GRADIENTS, WeightGradients
+from secateur.model.evidence.hessians import DIAGONAL_KINDS, gather_diagonal
 from secateur.model.evidence.inputs import INPUT_KINDS, Inputs
+from secateur.model.evidence.inverses import (
+    INVERSE_FISHER_KINDS,
+    INVERSE_HESSIAN_KINDS,
+    gather_inverse_fisher,
+    gather_inverse_hessian,
+)
 from secateur.model.evidence.lookahead import META_KINDS, gather_meta
 from secateur.model.evidence.passes import Found, Observer, observe
 from secateur.model.evidence.samples import FISHER_KINDS, gather_fisher
@@ -176,6 +183,9 @@ COLLECTORS: tuple[Collector, ...] = (
     Collector(META_KINDS, gather=gather_meta, data="gradients"),
     Collector(FISHER_KINDS, gather=gather_fisher, data="gradients"),
     Collector(INPUT_KINDS, observe=Inputs, data="inputs"),
+    Collector(DIAGONAL_KINDS, gather=gather_diagonal, data="gradients"),
+    Collector(INVERSE_HESSIAN_KINDS, gather=gather_inverse_hessian, data="gradients"),
+    Collector(INVERSE_FISHER_KINDS, gather=gather_inverse_fisher, data="gradients"),
 )
 
 KINDS: Mapping[str, str] = {kind: what for row in COLLECTORS for kind, what in row.kinds.items()}
