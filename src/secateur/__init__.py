@@ -27,7 +27,7 @@ from secateur.records import Record, Report, Shares
 from secateur.report.figures import figure
 from secateur.report.html import to_html
 from secateur.report.table import print_table
-from secateur.train import Plan, Pruner, prune, score
+from secateur.train import Plan, Pruner, Reconstruction, prune, reconstruct, score
 from secateur.train.compress import Compressed, Goal, Stage, compress
 from secateur.train.loop.fit import fit
 from secateur.train.loop.snapshot import Snapshot
@@ -61,6 +61,7 @@ __all__ = [
     "PackedModel",
     "Plan",
     "Pruner",
+    "Reconstruction",
     "Record",
     "Report",
     "Shares",
@@ -90,6 +91,7 @@ __all__ = [
     "prune",
     "prune_rounds",
     "recalibrate",
+    "reconstruct",
     "recover",
     "save",
     "score",

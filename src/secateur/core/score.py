@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from secateur.core.combine import Combination, by_hand, merge, parse_combination
 from secateur.core.criteria import CRITERIA
-from secateur.core.names import needs, resolve, spec_of
+from secateur.core.names import needs, resolve, settings_of, spec_of
 from secateur.core.select import check_scores
 from secateur.core.unit_channel import Channel, evidence_layout
 from secateur.core.unit_rows import ROW_KINDS, unit_rows
 from secateur.core.units import unit_name
 from secateur.types import CriterionEntry, Evidence, KeyLayout, Layout, Reduce, Tensors, Unit
 
-__all__ = ["CriterionLike", "batches_needed", "criterion_spec", "evidence_needed", "resolve_criterion", "score"]
+__all__ = [
+    "CriterionLike",
+    "batches_needed",
+    "criterion_spec",
+    "evidence_needed",
+    "regrows",
+    "resolve_criterion",
+    "rounds_needed",
+    "score",
+    "settings_needed",
+]
 
 CriterionLike: TypeAlias = str | CriterionEntry | Combination | Callable[..., Tensor]
 """Whatever names a criterion: a spec, a row, a combination, or a function of evidence."""
@@ -93,6 +103,52 @@ def batches_needed(criterion: CriterionLike) -> int:
     return max(entry.batches for entry, _ in resolved.entries)
 
 
+def rounds_needed(criterion: CriterionLike) -> int:
+    """How many rounds a criterion takes unless the user says otherwise; the most of a combination's parts.
+
+    Example:
+        >>> rounds_needed("snip"), rounds_needed("synflow")
+        (1, 100)
+    """
+    return max(entry.rounds for entry in _rows(criterion))
+
+
+def regrows(criterion: CriterionLike) -> bool:
+    """Whether what a round removed competes again in the next; a combination, if all of its parts say so.
+
+    Example:
+        >>> regrows("iter_snip"), regrows("force")
+        (False, True)
+    """
+    return all(entry.regrow for entry in _rows(criterion))
+
+
+def settings_needed(criterion: CriterionLike) -> dict[str, Any]:
+    """The hyper-parameters of a criterion, which those that collect its evidence see too.
+
+    Raises:
+        ValueError: where parts of a combination give one name two values.
+
+    Example:
+        >>> settings_needed("grasp(temperature=100.0)")
+        {'temperature': 100.0}
+    """
+    found: dict[str, Any] = {}
+    for entry in _rows(criterion):
+        for name, value in settings_of(entry.function).items():
+            if found.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{name}={found[name]!r} and {name}={value!r} in one combination: evidence is collected once, so "
+                    "give all parts the same value"
+                )
+    return found
+
+
+def _rows(criterion: CriterionLike) -> tuple[CriterionEntry, ...]:
+    resolved = resolve_criterion(criterion)
+    return (resolved,) if isinstance(resolved, CriterionEntry) else tuple(entry for entry, _ in resolved.entries)
+
+
 def score(
     criterion: CriterionLike, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None = None
 ) -> dict[str, Tensor]:
@@ -153,10 +209,11 @@ def _score_entry(
         return unit.pool(raw, layout, entry.reduce if reduce is None else reduce)
     if _reads_rows(entry):
         return {key: _run_rows(entry, evidence, key, one, unit) for key, one in layout.items()}
-    if isinstance(unit, Channel) and entry.units is not None:  # one score per output of a producer
+    # Evidence that filters have too is one number per output of a producer; the rest is collected per coupled unit.
+    if isinstance(unit, Channel) and entry.units is not None and "filter" in entry.units:
         named = [_kind(entry, evidence, name) for name in needs(entry.function)]
         known = dict.fromkeys(member.name for key in layout.values() for member in key.members if member.part == "out")
-        outputs = {key: (named[0][key].numel(),) for key in known if all(key in tensors for tensors in named)}
+        outputs = {key: (named[0][key].shape[0],) for key in known if all(key in tensors for tensors in named)}
         raw = {key: _run(entry, evidence, key, shape, "output") for key, shape in outputs.items()}
         return unit.add_up(raw, layout, entry.reduce)
     return {key: _run(entry, evidence, key, unit.grid(one), unit_name(unit)) for key, one in layout.items()}

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, entropy, gradient, norms, pairs, trajectory, weight
+from secateur.core.criteria import (
+    activation,
+    correlated,
+    curvature,
+    discriminant,
+    entropy,
+    gate,
+    gradient,
+    initial,
+    inputs,
+    norms,
+    pairs,
+    trajectory,
+    weight,
+)
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -15,6 +29,12 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **entropy.ROWS,
     **norms.ROWS,
     **gradient.ROWS,
+    **gate.ROWS,
     **activation.ROWS,
+    **inputs.ROWS,
+    **correlated.ROWS,
+    **discriminant.ROWS,
     **trajectory.ROWS,
+    **initial.ROWS,
+    **curvature.ROWS,
 }

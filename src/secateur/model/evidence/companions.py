@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur.core.canonical import grouped_shape
 from secateur.core.unit_channel import Channel
 from secateur.model.batches import forward_of, limited, to_device
-from secateur.model.evidence.gates import gate_places
+from secateur.model.evidence.gate_places import gate_places
 from secateur.model.evidence.passes import Found
 from secateur.model.evidence.source import Request
 from secateur.model.graph.trace import tensor_names
