@@ -77,6 +77,9 @@ struct KernelTable {
   roof_fma_fn* roof_fma;
   roof_read_fn* roof_read;
   bf16_roof_fma_fn* bf16_roof_fma;
+  refit_row_fn* refit_row;
+  obs_columns_fn* obs_columns;
+  obs_order_fn* obs_order;
 };
 
 // A line of kernels.def as this machine sees it.

@@ -27,7 +27,7 @@ from secateur.records import Record, Report, Shares
 from secateur.report.figures import figure
 from secateur.report.html import to_html
 from secateur.report.table import print_table
-from secateur.train import Plan, Pruner, prune, score
+from secateur.train import Plan, Pruner, Reconstruction, prune, reconstruct, score
 from secateur.train.compress import Compressed, Goal, Stage, compress
 from secateur.train.loop.fit import fit
 from secateur.train.loop.snapshot import Snapshot
@@ -36,6 +36,7 @@ from secateur.train.recalibrate import recalibrate
 from secateur.train.recovery import dense_sparse_dense, prune_rounds, recover, scratch, tickets
 from secateur.train.shrink import shrink
 from secateur.train.shrinkage import Shrinkage, shrinkage
+from secateur.train.slimming import slimming
 from secateur.types import NM, KeyLayout, Layout, Unit
 
 groups = find_groups
@@ -60,6 +61,7 @@ __all__ = [
     "PackedModel",
     "Plan",
     "Pruner",
+    "Reconstruction",
     "Record",
     "Report",
     "Shares",
@@ -89,12 +91,14 @@ __all__ = [
     "prune",
     "prune_rounds",
     "recalibrate",
+    "reconstruct",
     "recover",
     "save",
     "score",
     "scratch",
     "shrink",
     "shrinkage",
+    "slimming",
     "tickets",
     "to_html",
 ]

@@ -186,6 +186,8 @@ class CriterionEntry:
         data: what the user has to give, in words: "none", "init", "batches", "training".
         summary: one line, with the formula.
         reference: authors, year, arXiv.
+        merge: for criteria whose removed units others can take over: rows of units (``core/unit_rows``) by name,
+            ``kept`` (bool [units]) and ``removed`` (numbers) to the partner and the factor of each removed unit.
     """
 
     function: Criterion
@@ -196,6 +198,7 @@ class CriterionEntry:
     reference: str
     units: frozenset[str] | None = None
     batches: int = 1
+    merge: Callable[..., tuple[Tensor, Tensor]] | None = None
     rounds: int = 1
     regrow: bool = False
     update: Update | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from secateur.core.combine import Combination, by_hand, merge, parse_combination
@@ -12,8 +13,9 @@ from secateur.core.criteria import CRITERIA
 from secateur.core.names import needs, resolve, settings_of, spec_of
 from secateur.core.select import check_scores
 from secateur.core.unit_channel import Channel, evidence_layout
+from secateur.core.unit_rows import ROW_KINDS, unit_rows
 from secateur.core.units import unit_name
-from secateur.types import CriterionEntry, Evidence, Layout, Reduce, Tensors, Unit
+from secateur.types import CriterionEntry, Evidence, KeyLayout, Layout, Reduce, Tensors, Unit
 
 __all__ = [
     "CriterionLike",
@@ -155,7 +157,8 @@ def score(
     ``s_u = reduce_{i in u} criterion(evidence)_i`` for a criterion of level "weight"; at level "unit" the criterion's
     own score, whose evidence was collected per unit. Of a channel that several layers make, the scores of level
     "weight" are reduced over the weights of all of them, and those of level "unit" add up: so do the changes of the
-    loss that they stand for (Molchanov et al. 2019, arXiv 1906.10771).
+    loss that they stand for (Molchanov et al. 2019, arXiv 1906.10771). Criteria of level "unit" that read weights get
+    all weights of a unit as one row instead (see ``unit_rows``).
 
     Args:
         criterion: what ``resolve_criterion`` takes.
@@ -204,10 +207,13 @@ def _score_entry(
         parameters = evidence_layout(unit, layout)
         raw = {key: _run(entry, evidence, key, one.shape, "weight") for key, one in parameters.items()}
         return unit.pool(raw, layout, entry.reduce if reduce is None else reduce)
-    if isinstance(unit, Channel) and entry.units is not None:  # one score per output of a producer
+    if _reads_rows(entry):
+        return {key: _run_rows(entry, evidence, key, one, unit) for key, one in layout.items()}
+    # Evidence that filters have too is one number per output of a producer; the rest is collected per coupled unit.
+    if isinstance(unit, Channel) and entry.units is not None and "filter" in entry.units:
         named = [_kind(entry, evidence, name) for name in needs(entry.function)]
         known = dict.fromkeys(member.name for key in layout.values() for member in key.members if member.part == "out")
-        outputs = {key: (named[0][key].numel(),) for key in known if all(key in tensors for tensors in named)}
+        outputs = {key: (named[0][key].shape[0],) for key in known if all(key in tensors for tensors in named)}
         raw = {key: _run(entry, evidence, key, shape, "output") for key, shape in outputs.items()}
         return unit.add_up(raw, layout, entry.reduce)
     return {key: _run(entry, evidence, key, unit.grid(one), unit_name(unit)) for key, one in layout.items()}
@@ -219,6 +225,38 @@ def _run(entry: CriterionEntry, evidence: Evidence, key: str, shape: tuple[int, 
         raise ValueError(
             f"criterion {_name(entry)!r} gave scores of shape {tuple(made.shape)} for {key!r}, but {shape} is "
             f"needed: one per {what}"
+        )
+    return made
+
+
+def _reads_rows(entry: CriterionEntry) -> bool:
+    """Whether a criterion of whole units looks at their weights, a row each."""
+    names = needs(entry.function)
+    rows = [name for name in names if name in ROW_KINDS]
+    if entry.units is None or not rows:
+        return False
+    if len(rows) < len(names):
+        others = [name for name in names if name not in ROW_KINDS]
+        raise ValueError(
+            f"criterion {_name(entry)!r} of level 'unit' reads {', '.join(rows)}, a row per unit, and "
+            f"{', '.join(others)}, a number per output of a layer; make two criteria of it and combine them"
+        )
+    return True
+
+
+def _run_rows(entry: CriterionEntry, evidence: Evidence, key: str, one: KeyLayout, unit: Unit) -> Tensor:
+    rows = {name: unit_rows(name, _kind(entry, evidence, name), key, one, unit) for name in needs(entry.function)}
+    for name, found in rows.items():
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError(
+                f"evidence {name!r} of {key!r} holds NaN or infinite values, so {_name(entry)!r} cannot compare its "
+                f"units; look for overflow in training, or leave it out with exclude=[{key!r}]"
+            )
+    made, shape = entry.function(*rows.values()), unit.grid(one)
+    if tuple(made.shape) != shape:
+        raise ValueError(
+            f"criterion {_name(entry)!r} gave scores of shape {tuple(made.shape)} for {key!r}, but {shape} is "
+            f"needed: one per {unit_name(unit)}"
         )
     return made
 

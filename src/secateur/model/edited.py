@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -14,7 +14,7 @@ from secateur.model.sharding import is_sharded
 if TYPE_CHECKING:
     from secateur.model.masks import Masks
 
-__all__ = ["EditedValues", "edit"]
+__all__ = ["EditedValues", "dense_values", "edit"]
 
 
 @final
@@ -35,6 +35,13 @@ class EditedValues:
         first, last = self._values[name]
         self._values[name] = first, after.detach().clone() if kept is None else torch.where(kept, after.detach(), last)
 
+    def original(self, name: str, tensor: Tensor) -> Tensor:
+        """The values before the first edit, where they were not trained since."""
+        if name not in self._values:
+            return tensor.detach().clone()
+        before, after = self._values[name]
+        return torch.where(tensor == after.to(tensor), before.to(tensor), tensor).detach()
+
     def put_back(self, root: nn.Module) -> None:
         """Restore what still is as the last edit left it; what was trained since stays."""
         tensors = tensor_names(root)
@@ -54,6 +61,39 @@ class EditedValues:
         made = cls()
         made._values = {name: (before.clone(), after.clone()) for name, (before, after) in state.items()}
         return made
+
+
+@torch.no_grad()
+def dense_values(masks: Masks, names: Iterable[str]) -> dict[str, Tensor]:
+    """What masked parameters were before they were pruned and edited; what was trained since counts as it is.
+
+    Args:
+        masks: of the model, which is left as it is.
+        names: parameters.
+
+    Returns:
+        Name -> a tensor of its own.
+
+    Raises:
+        ValueError: if the removed values were given up.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 3.0]]))
+        >>> dense_values(sc.prune(net, sparsity=0.5), ["weight"])["weight"].tolist()
+        [[1.0, 3.0]]
+    """
+    tensors, edited = tensor_names(masks.model), masks.edited
+    if edited is None:
+        raise ValueError("the removed values are gone (commit() was called, or undo=False): give dense=, a state dict")
+    now = {name: edited.original(name, tensors[name]) for name in names}
+    masks.restore_values()
+    try:
+        kept = {name: masks[name].to(tensors[name].device) for name in now if name in masks}
+        return {n: torch.where(kept[n], now[n], tensors[n].detach()) if n in kept else now[n] for n in now}
+    finally:
+        masks.apply()
 
 
 @torch.no_grad()

@@ -22,13 +22,15 @@ from secateur.model.edited import edit
 from secateur.model.evidence import Source, collect
 from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
+from secateur.model.merging import check_merge, merged_values
+from secateur.model.names import unwrap
 from secateur.model.removal.registry import carry_mark
 from secateur.model.selectors import Selector
 from secateur.train.deciding import choose_masks, choose_with_update, to_trace
 from secateur.train.plan import Plan
 from secateur.types import KeyLayout, Reduce, Unit
 
-__all__ = ["prune", "score"]
+__all__ = ["cut", "prune", "score"]
 
 
 def score(
@@ -123,6 +125,7 @@ def prune(
     reduce: Reduce | None = None,
     min_density: float | None = 0.0,
     seed: int = 0,
+    merge: bool = False,
     rounds: int | None = None,
     update: bool = False,
     inplace: bool = True,
@@ -156,6 +159,10 @@ def prune(
         reduce: how weight scores pool to unit scores; None: as the criterion says.
         min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay; None: no such floor.
         seed: of the noise that random criteria read.
+        merge: kept units take the outgoing weights of removed ones over, for criteria that say how (``cosine``,
+            ``srinivas_babu``) and unit ``channel``. Exact where a removed unit, bias included, is a positive multiple
+            of a kept one (``srinivas_babu``: is equal to it), else an approximation; refused where it could not be
+            exact even then, as behind a batch norm or GELU.
         rounds: decide in so many rounds, with new evidence in each and the same share of what is left going each time;
             None: as the criterion's table says (SynFlow 100, FORCE 10, most 1).
         update: move the kept weights along, for criteria that say how (``obs``, ``woodfisher``); ``masks.undo()`` puts
@@ -189,7 +196,8 @@ def prune(
     )
     batches = batches_needed(plan.criterion) if batches is None else batches
     source = Source(data, loss, step, batches, init, seed, mode, example=example_inputs)
-    return _prune_once(model, plan, source, example_inputs, exact, rounds, update, inplace=inplace, undo=undo)
+    how: dict[str, Any] = {"rounds": rounds, "merge": merge, "update": update, "inplace": inplace, "undo": undo}
+    return _prune_once(model, plan, source, example_inputs, exact, **how)
 
 
 def _prune_once(
@@ -198,13 +206,15 @@ def _prune_once(
     source: Source,
     example_inputs: Any,
     exact: bool,
-    rounds: int | None,
-    update: bool,
     *,
+    rounds: int | None,
+    merge: bool,
+    update: bool,
     inplace: bool,
     undo: bool,
 ) -> Any:
     unit = plan.parsed_unit
+    merging = check_merge(plan.criterion, unit) if merge else None
     traced = to_trace(plan.criterion, unit, example_inputs)
     layout = find_layout(model, plan.targets, plan.exclude, unit, traced, exact)
     before = find_masks(model)
@@ -218,6 +228,8 @@ def _prune_once(
         unit_masks, values = choose_with_update(model, plan, plan.final, source, layout, before, rounds=rounds)
     else:
         unit_masks = choose_masks(model, plan, plan.final, source, layout, before, rounds=rounds)
+    if merging is not None:
+        values = merged_values(unwrap(model), merging, layout, unit_masks, example_inputs)
     if not inplace:
         pruned = copy.deepcopy(model)
         carry_mark(model, pruned)
@@ -225,19 +237,31 @@ def _prune_once(
             carried = Masks(pruned, before.unit_masks, unit, before.layout)
             carried.load_state_dict(before.state_dict())
             register_masks(pruned, carried)
-        return pruned, _cut(pruned, unit_masks, unit, layout, undo, values)
-    return _cut(model, unit_masks, unit, layout, undo, values)
+        return pruned, cut(pruned, unit_masks, unit, layout, undo, values)
+    return cut(model, unit_masks, unit, layout, undo, values)
 
 
-def _cut(
+def cut(
     model: nn.Module,
     unit_masks: dict[str, Tensor],
     unit: Unit,
     layout: Mapping[str, KeyLayout],
     undo: bool,
-    values: Mapping[str, Tensor],
+    values: Mapping[str, Tensor] | None = None,
 ) -> Masks:
-    """Bring the model's masks, new ones or those it has, to ``unit_masks``, and its kept weights to ``values``."""
+    """Bring the model's masks to ``unit_masks``, and parameters to new values that come with them.
+
+    Args:
+        model: as the user gave it.
+        unit_masks: key -> bool mask in the unit's grid.
+        unit: what is removed together.
+        layout: the targets.
+        undo: keep the removed values and those that ``values`` replaces.
+        values: parameter name -> values, of a merge for example.
+
+    Returns:
+        The model's masks, new ones or those it had.
+    """
     masks = find_masks(model)
     if masks is None:
         masks = Masks(model, {n: mask.new_ones(mask.shape) for n, mask in unit_masks.items()}, unit, layout, undo=undo)

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, curvature, gradient, initial, trajectory, weight
+from secateur.core.criteria import (
+    activation,
+    correlated,
+    curvature,
+    discriminant,
+    entropy,
+    gate,
+    gradient,
+    initial,
+    inputs,
+    norms,
+    pairs,
+    trajectory,
+    weight,
+)
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
 
 CRITERIA: Mapping[str, CriterionEntry] = {
     **weight.ROWS,
+    **pairs.ROWS,
+    **entropy.ROWS,
+    **norms.ROWS,
     **gradient.ROWS,
+    **gate.ROWS,
     **activation.ROWS,
+    **inputs.ROWS,
+    **correlated.ROWS,
+    **discriminant.ROWS,
     **trajectory.ROWS,
     **initial.ROWS,
     **curvature.ROWS,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.core.canonical import to_grouped, wide
 from secateur.model.evidence.functional import alone, batches_of, loss_with
-from secateur.model.evidence.gates import gate_layout
+from secateur.model.evidence.gate_places import gate_layout
 from secateur.model.evidence.passes import Found
 from secateur.model.evidence.source import Request
 from secateur.model.names import parameters_by_name

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from secateur.core.unit_channel import evidence_layout
 from secateur.model.evidence.activations import ACTIVATION_KINDS, Activations
+from secateur.model.evidence.companions import COMPANION_KINDS, companions
+from secateur.model.evidence.example_gates import EXAMPLE_GATE_KINDS, READER_GATE_KINDS, ExampleGates, ReaderGates
 from secateur.model.evidence.flow import FLOW_KINDS, gather_flow
+from secateur.model.evidence.gate_second import SECOND_KINDS, gate_seconds
 from secateur.model.evidence.gates import GATE_KINDS, GateGradients
 from secateur.model.evidence.gradients import WEIGHT_GRADIENTS, WeightGradients
 from secateur.model.evidence.hessians import DIAGONAL_KINDS, gather_diagonal
+from secateur.model.evidence.inputs import INPUT_KINDS, Inputs
 from secateur.model.evidence.inverses import (
     INVERSE_FISHER_KINDS,
     INVERSE_HESSIAN_KINDS,
@@ -42,8 +46,8 @@ class Collector:
         kinds: evidence -> what it is.
         observe: makes an observer that shares the passes over the batches with all others.
         gather: finds the evidence by itself.
-        data: what the user has to give, for the message when it is missing: "gradients", "activations", or "" for
-            evidence that reads no batches.
+        data: what the user has to give, for the message when it is missing: "gradients", "activations", "inputs",
+            or "" for evidence that reads no batches.
     """
 
     kinds: Mapping[str, str]
@@ -120,6 +124,7 @@ def collect(
 _MISSING = {
     "gradients": "evidence {} comes from gradients: give data= (a loader, or one (inputs, labels) pair) and loss=; or "
     "let sc.Pruner collect it while you train",
+    "inputs": "evidence {} comes from the inputs of layers: give data= (a loader, or one batch); no loss is needed",
     "activations": "evidence {} comes from activations: give data= (a loader, or one batch); no loss is needed",
 }
 
@@ -166,13 +171,18 @@ COLLECTORS: tuple[Collector, ...] = (
         {"movement": "minus the sum over training steps of gradient times weight (collected by sc.Pruner)"},
         gather=_movement,
     ),
+    Collector(COMPANION_KINDS, gather=companions),
     Collector(WEIGHT_GRADIENTS, observe=WeightGradients, data="gradients"),
     Collector(GATE_KINDS, observe=GateGradients, data="gradients"),
+    Collector(EXAMPLE_GATE_KINDS, observe=ExampleGates, data="gradients"),
+    Collector(READER_GATE_KINDS, observe=ReaderGates, data="gradients"),
+    Collector(SECOND_KINDS, gather=gate_seconds, data="gradients"),
     Collector(ACTIVATION_KINDS, observe=Activations, data="activations"),
     Collector(FLOW_KINDS, gather=gather_flow),
     Collector(HESSIAN_GRADIENT, gather=gather_hessian_gradient, data="gradients"),
     Collector(META_KINDS, gather=gather_meta, data="gradients"),
     Collector(FISHER_KINDS, gather=gather_fisher, data="gradients"),
+    Collector(INPUT_KINDS, observe=Inputs, data="inputs"),
     Collector(DIAGONAL_KINDS, gather=gather_diagonal, data="gradients"),
     Collector(INVERSE_HESSIAN_KINDS, gather=gather_inverse_hessian, data="gradients"),
     Collector(INVERSE_FISHER_KINDS, gather=gather_inverse_fisher, data="gradients"),
