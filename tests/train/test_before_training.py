@@ -153,6 +153,16 @@ def test_fisher_is_of_single_samples() -> None:
     )
 
 
+def test_samples_of_ordinary_networks_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(*_: Any) -> Any:
+        raise AssertionError("one sample at a time")
+
+    monkeypatch.setattr("secateur.model.evidence.samples._one", one)
+    sc.score(conv_net(), "fisher", data=batches(1), loss=F.cross_entropy)
+    with pytest.raises(AssertionError, match="one sample at a time"):
+        sc.score(Branching(), "fisher", data=points(), loss=F.cross_entropy)
+
+
 class Branching(nn.Module):
     """A branch on data, which cannot be run for many samples at once."""
 

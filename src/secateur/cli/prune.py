@@ -44,6 +44,12 @@ Merge: TypeAlias = Annotated[
     bool,
     typer.Option("--merge", help="Kept units take over what is read of removed ones; cosine, srinivas_babu, channels."),
 ]
+Rounds: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Decide in rounds, with new evidence in each; else as the criterion says.")
+]
+Update: TypeAlias = Annotated[
+    bool, typer.Option("--update", help="Kept weights make up for removed ones; obs, woodfisher.")
+]
 Seed: TypeAlias = Annotated[int, typer.Option(help="Of random criteria; torch gets it before the model is made.")]
 
 
@@ -64,6 +70,8 @@ def prune(
     init: Init = None,
     seed: Seed = 0,
     merge: Merge = False,
+    rounds: Rounds = None,
+    update: Update = False,
 ) -> None:
     """Make a model sparse and write it as a small file.
 
@@ -87,7 +95,8 @@ def prune(
         "exclude": exclude or None,
         "seed": seed,
     }
-    given = {"data": data, "loss": loss, "batches": batches, "init": init, "merge": merge}
+    given: dict[str, Any] = {"data": data, "loss": loss, "batches": batches, "init": init}
+    given["edits"] = {"merge": merge, "rounds": rounds, "update": update}
     _run(model, weights, output, choices, given)
 
 
@@ -116,7 +125,7 @@ def _run(model: str, weights: Path | None, output: Path, choices: dict[str, Any]
     if unit_name(plan.parsed_unit) == "channel":
         example, data = _example(data)
     choices |= {"example_inputs": example, "data": data, "loss": loss, "init": init, "batches": given["batches"]}
-    masks = run(net, **choices, merge=given["merge"], undo=False)
+    masks = run(net, **choices, **given["edits"], undo=False)
     _say(masks, output, save(net, output, plan=plan))
 
 

@@ -87,11 +87,9 @@ def dense_values(masks: Masks, names: Iterable[str]) -> dict[str, Tensor]:
     tensors, edited = tensor_names(masks.model), masks.edited
     if edited is None:
         raise ValueError("the removed values are gone (commit() was called, or undo=False): give dense=, a state dict")
-    now = {name: edited.original(name, tensors[name]) for name in names}
     masks.restore_values()
     try:
-        kept = {name: masks[name].to(tensors[name].device) for name in now if name in masks}
-        return {n: torch.where(kept[n], now[n], tensors[n].detach()) if n in kept else now[n] for n in now}
+        return {name: edited.original(name, tensors[name]) for name in names}  # also of what went behind an edit
     finally:
         masks.apply()
 

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.model.batches import limited, loss_of, to_device
 from secateur.model.evidence.source import Request
@@ -82,5 +83,24 @@ def alone(request: Request) -> Iterator[None]:
                 f"{clean_name(name)!r} is sharded, and evidence {kinds} is not collected from sharded models; score "
                 "the model before fully_shard"
             )
-    with quietly(request.root, request.source.mode), slow_paths(), torch.enable_grad():
+    with quietly(request.root, request.source.mode), _differentiable(request.root), torch.enable_grad():
         yield
+
+
+@contextmanager
+def _differentiable(root: nn.Module) -> Iterator[None]:
+    """Operators that can be differentiated twice, and for many samples at once: fused attention and cells cannot.
+
+    Without oneDNN convolutions take several times as long, so it is off for recurrent layers alone.
+    """
+    if any(isinstance(module, nn.RNNBase) for module in root.modules()):
+        with slow_paths():
+            yield
+        return
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with sdpa_kernel(SDPBackend.MATH):
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)

@@ -19,8 +19,8 @@ from secateur.model.evidence.source import Request
 
 __all__ = ["factors"]
 
-_ELEMENTS = 2**25
-"""Of factors held at a time, 128 MiB in float32."""
+_ELEMENTS = 2**23
+"""Of factors held at a time, 32 MiB in float32; the activations of as many backward passes take a multiple."""
 
 _MOST = 2**28
 """Of the factors of one sample."""
@@ -66,10 +66,11 @@ def _chunk(request: Request, weights: dict[str, Tensor], x: Tensor, y: Tensor) -
     def one(inputs: Tensor, label: Tensor) -> dict[str, Tensor]:
         return _of_sample(request, weights, inputs, label)
 
-    try:
-        return vmap(one, randomness="different")(x, y)
-    except (RuntimeError, NotImplementedError):
-        made = [one(inputs, label) for inputs, label in zip(x, y, strict=True)]
+    with torch.no_grad():  # no graph of the parameters that are no targets; vjp differentiates all the same
+        try:
+            return vmap(one, randomness="different")(x, y)
+        except (RuntimeError, NotImplementedError):
+            made = [one(inputs, label) for inputs, label in zip(x, y, strict=True)]
         return {name: torch.stack([each[name] for each in made]) for name in weights}
 
 

@@ -115,6 +115,7 @@ def _at_once(
 
     plain = {name: weight.detach() for name, weight in weights.items()}
     try:
-        return vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(plain, batch[0][rows], batch[1][rows])
+        with torch.no_grad():  # no graph of the parameters that are no targets; grad differentiates all the same
+            return vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(plain, batch[0][rows], batch[1][rows])
     except (RuntimeError, NotImplementedError):
         return None
