@@ -101,7 +101,7 @@ def write(path: Path, rows: list[list[Any]], sizes: str) -> None:
         "columns": ["method", "weights removed", "refit", "nats per token", "mean relative error of layers", "seconds"],
         "rows": rows,
         "environment": {key: machine[key] for key in ("cpu", "threads", "torch", "secateur")},
-        "note": "All linear layers of the five blocks; embedding and head stay dense. Wanda and RIA choose in each row.",
+        "note": "All linear layers of the five blocks; embedding and head stay dense. Wanda and RIA: in each row.",
     }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -69,6 +69,7 @@ class Decoder(nn.Module):
         self.register_buffer("turn", torch.polar(torch.ones_like(angles), angles), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Logits."""
         x = self.tok_embeddings(ids)
         for layer in self.layers:
             x = layer(x, self.turn[: ids.shape[1]])

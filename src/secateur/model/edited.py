@@ -27,6 +27,10 @@ class EditedValues:
     def __len__(self) -> int:
         return len(self._values)
 
+    def names(self) -> tuple[str, ...]:
+        """What was edited."""
+        return tuple(self._values)
+
     def keep(self, name: str, before: Tensor, after: Tensor) -> None:
         """Remember an edit."""
         first = self._values[name][0] if name in self._values else before.detach().clone()
