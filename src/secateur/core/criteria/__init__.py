@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.core.criteria import activation, correlated, discriminant, gate, gradient, trajectory, weight
+from secateur.core.criteria import (
+    activation,
+    correlated,
+    discriminant,
+    gate,
+    gradient,
+    reconstruction,
+    trajectory,
+    weight,
+)
 from secateur.types import CriterionEntry
 
 __all__ = ["CRITERIA"]
@@ -16,5 +25,6 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **activation.ROWS,
     **correlated.ROWS,
     **discriminant.ROWS,
+    **reconstruction.ROWS,
     **trajectory.ROWS,
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.core.unit_channel import evidence_layout
 from secateur.model.evidence.activations import ACTIVATION_KINDS, Activations
+from secateur.model.evidence.contributions import CONTRIBUTION_KINDS, Contributions
 from secateur.model.evidence.example_gates import EXAMPLE_GATE_KINDS, READER_GATE_KINDS, ExampleGates, ReaderGates
 from secateur.model.evidence.gate_second import SECOND_KINDS, gate_seconds
 from secateur.model.evidence.gates import GATE_KINDS, GateGradients
@@ -154,6 +155,7 @@ COLLECTORS: tuple[Collector, ...] = (
     Collector(READER_GATE_KINDS, observe=ReaderGates, data="gradients"),
     Collector(SECOND_KINDS, gather=gate_seconds, data="gradients"),
     Collector(ACTIVATION_KINDS, observe=Activations, data="activations"),
+    Collector(CONTRIBUTION_KINDS, observe=Contributions, data="activations"),
 )
 
 KINDS: Mapping[str, str] = {kind: what for row in COLLECTORS for kind, what in row.kinds.items()}
