@@ -9,9 +9,9 @@ namespace secateur {
 namespace {
 
 constexpr size_t tile = panel::tile;
-constexpr size_t ell_window = 32;  // floats that one step of ell reads
-constexpr size_t ell_record = 18;
-constexpr uint8_t ell_nothing = 128;
+constexpr size_t ell_window = 64;  // floats that one step of ell reads
+constexpr size_t ell_steps = 4;    // of a record
+constexpr size_t ell_nothing = 63;
 constexpr size_t patterns = 15;
 constexpr size_t even_header = 5;
 constexpr size_t most_quad_inputs = ((size_t(1) << 31) - 1) / (127 * 255);  // more could leave int32
@@ -75,7 +75,7 @@ void Packed::check_shape() const {
     case Layout::rows:
     case Layout::even: unit_fits = unit == 4; break;
     case Layout::csr: unit_fits = unit == 1; break;
-    case Layout::ell: unit_fits = unit == 16; break;
+    case Layout::ell: unit_fits = unit == tile || unit == 2 * tile; break;
     case Layout::blocks: unit_fits = unit == 4 || unit == 8 || unit == 16; break;
   }
   if (!unit_fits) refuse("a group of " + std::to_string(unit) + " rows does not fit this layout");
@@ -184,17 +184,18 @@ void Packed::walk_even(size_t groups, size_t rows, size_t width) {
 
 void Packed::walk_ell(size_t groups, size_t width) {
   const uint32_t* count = reinterpret_cast<const uint32_t*>(static_cast<const char*>(streams_.counts) + counts_at_);
+  const size_t rows = shape_.unit / tile, bases = rows, places = ell_steps * tile, record = 2 * bases + places;
   for (size_t group = 0; group < groups; ++group) {
-    if (count[group] > (streams_.index_bytes - index_at_) / ell_record) refuse("counts reach beyond the steps");
-    for (size_t step = 0; step < count[group]; ++step, index_at_ += ell_record, values_at_ += tile) {
-      const uint8_t* record = static_cast<const uint8_t*>(streams_.index) + index_at_;
-      const size_t base = size_t(record[0]) | size_t(record[1]) << 8;
-      if (base >= width) refuse("a window begins outside its K-block");
-      for (size_t r = 0; r < tile; ++r) {
-        const uint8_t column = record[2 + r];
-        if (column != ell_nothing && (column >= ell_window || base + column >= width)) {
-          refuse("an index lies outside its window");
-        }
+    if (count[group] > (streams_.index_bytes - index_at_) / record) refuse("counts reach beyond the steps");
+    for (size_t i = 0; i < count[group]; ++i, index_at_ += record, values_at_ += places) {
+      const uint8_t* at = static_cast<const uint8_t*>(streams_.index) + index_at_;
+      const uint8_t* byte = at + 2 * bases;
+      for (size_t place = 0; place < places; ++place) {
+        const size_t window = place % ell_steps * bases / ell_steps, column = byte[place] % ell_window;
+        const size_t base = size_t(at[2 * window]) | size_t(at[2 * window + 1]) << 8;
+        if (base >= width) refuse("a window begins outside its K-block");
+        if (byte[place] >= rows * ell_window) refuse("a lane has no such row");
+        if (column != ell_nothing && base + column >= width) refuse("an index lies outside its window");
       }
     }
   }
@@ -204,10 +205,11 @@ void Packed::run(size_t chunk, size_t k, const Operands& operands) const {
   const size_t at = chunk * k_blocks() + k;
   const bool quads = shape_.word == Word::quad;
   spmm_fn* const kernel = operands.lanes == 1 ? single_kernel_ : panel_kernel_;
+  const size_t group = layout_ == Layout::ell ? tile : shape_.unit;
   for (size_t i = pieces_from_[at]; i < pieces_from_[at + 1]; ++i) {
     const Piece& piece = pieces_[i];
     const size_t row = panel::row_of(piece.first - first_of(chunk));
-    const secateur_stream stream{piece.counts, piece.index, piece.values, (piece.rows + shape_.unit - 1) / shape_.unit,
+    const secateur_stream stream{piece.counts, piece.index, piece.values, (piece.rows + group - 1) / group,
                                  shape_.unit};
     const secateur_panel operand{operands.x,
                                operands.y + row * operands.lanes,

@@ -101,20 +101,24 @@ void pack_blocks(const Matrix& m, const Shape& s, size_t first, size_t last, siz
   }
 }
 
-// One column per step.
-void pack_ell(const Matrix& m, const Shape&, size_t first, size_t last, size_t begin, size_t end, Streams& out) {
-  for (size_t r = first; r < last; r += 16) {
-    size_t steps = 0;
-    for (size_t c = begin; c < end; ++c, ++steps) {
-      const size_t at = place(c, begin), base = at < 20 ? 0 : at - 20;
-      out.index.put(base, 2);
-      for (size_t i = 0; i < 16; ++i) {
-        const bool there = r + i < last && m.keeps(r + i, c);
-        out.index.put(there ? at - base : 128, 1);
-        out.values.push_back(there ? m.weight[(r + i) * m.cols + c] : 0.0f);
+// A record per row of a lane and column: its first step has the weights, of later ones every lane takes no part.
+void pack_ell(const Matrix& m, const Shape& s, size_t first, size_t last, size_t begin, size_t end, Streams& out) {
+  for (size_t r = first; r < last; r += s.unit) {
+    for (size_t half = 0; half < s.unit; half += 16) {
+      for (size_t c = begin; c < end; ++c) {
+        const size_t at = place(c, begin), base = at < 50 ? 0 : at - 50;
+        for (size_t i = 0; i < s.unit / 16; ++i) out.index.put(base, 2);
+        for (size_t i = 0; i < 16; ++i) {
+          const size_t row = r + half + i;
+          const bool there = row < last && m.keeps(row, c);
+          out.index.put(there ? at - base + 4 * half : 63, 1);
+          for (size_t step = 1; step < 4; ++step) out.index.put(63, 1);
+          out.values.push_back(there ? m.weight[row * m.cols + c] : 0.0f);
+        }
+        out.values.resize(out.values.size() + 48);
       }
     }
-    out.counts.put(steps, 4);
+    out.counts.put((end - begin) * s.unit / 16, 4);
   }
 }
 
@@ -217,8 +221,9 @@ void test_spmm(const KernelTable& table) {
   const Shape shapes[] = {
       {"rows", 0, 0, 4, 96, 96, 8},     {"rows", 0, 0, 4, 192, 288, 16},  {"even", 0, 0, 4, 96, 192, 8},
       {"even", 0, 0, 4, 192, 288, 16},  {"csr", 0, 0, 1, 96, 96, 16},     {"csr", 0, 0, 1, 192, 288, 16},
-      {"ell", 0, 0, 16, 96, 96, 16},    {"ell", 0, 0, 16, 192, 288, 16},  {"blocks", 0, 0, 4, 96, 96, 8},
-      {"blocks", 0, 0, 8, 192, 192, 8}, {"blocks", 0, 0, 16, 96, 96, 16}, {"blocks", 0, 0, 4, 192, 288, 16}};
+      {"ell", 0, 0, 16, 96, 96, 16},    {"ell", 0, 0, 16, 192, 288, 16},  {"ell", 0, 0, 32, 96, 96, 16},
+      {"ell", 0, 0, 32, 192, 288, 16},  {"blocks", 0, 0, 4, 96, 96, 8},   {"blocks", 0, 0, 8, 192, 192, 8},
+      {"blocks", 0, 0, 16, 96, 96, 16}, {"blocks", 0, 0, 4, 192, 288, 16}};
   for (Shape shape : shapes) {
     for (size_t rows : {1, 17, 65, 97}) {
       for (size_t cols : {0, 1, 63, 193}) {

@@ -77,7 +77,7 @@ def test_against_float64(isa: str, lanes: int, layout: str, shape: Callable[[str
     packed_single = LAYOUTS[layout].kernel in {"csr", "ell", "blocks"}
     if lanes == 1 and not packed_single:
         layout = "csr"
-    if lanes > 1 and layout == "ell":
+    if lanes > 1 and LAYOUTS[layout].kernel == "ell":
         layout = "rows"
     graph = shape(layout)
     program = program_of(graph, layout, lanes, isa)

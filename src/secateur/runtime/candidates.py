@@ -73,8 +73,9 @@ def candidates(weight: Tensor, lanes: int, dtype: torch.dtype = torch.float32) -
     whole = density < 1 and blocks_fit(kept, _UNITS[-1])  # larger blocks are made of these
     found = [f"block{unit}" for unit in _UNITS if whole and blocks_fit(kept, unit)]
     if lanes == 1:
-        found += ["ell"] if 0.01 < density < 0.7 else []
-        found += ["csr"] if density < 0.15 else []
+        found += ["ell"] if 0.04 < density < 0.7 else []
+        found += ["ell-twin"] if 0.005 < density < 0.12 else []
+        found += ["csr"] if density < 0.02 else []
     else:
         found += ["rows"] if 0.1 < density < 0.8 else []
         found += ["even"] if density < 0.4 else []
