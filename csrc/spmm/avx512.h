@@ -94,10 +94,8 @@ struct PermutedEll {
     const float* value = stream.values;
     for (size_t tile = 0; tile < stream.groups; tile += Form::rows) {
       const bool both = Form::rows == 2 && tile + 1 < stream.groups;
-      float start[16 * Form::rows] = {};
-      begin_single<Math>(panel, 16 * tile, both ? 32 : 16, start);
-      __m512 sums[4] = {_mm512_loadu_ps(start)};
-      if constexpr (Form::rows == 2) sums[1] = _mm512_loadu_ps(start + 16);
+      __m512 sums[4] = {(__m512)begin_vector<Math, 16>(panel, 16 * tile)};
+      if (both) sums[1] = (__m512)begin_vector<Math, 16>(panel, 16 * tile + 16);
       for (uint32_t left = *records++; left > 0; --left, record += Form::record, value += 16 * ell_steps) {
         add<Form>(sums, record, value, panel.x);
       }

@@ -17,6 +17,14 @@ SECATEUR_INLINE void begin_single(const secateur_panel& panel, size_t row, size_
   }
 }
 
+template <typename Math, int L>
+SECATEUR_INLINE Vector<L> begin_vector(const secateur_panel& panel, size_t row) {
+  if (!panel.first) return load<L>(panel.y + row);
+  if constexpr (Math::whole) return Vector<L>{};
+  const Vector<L> sum = panel.bias != nullptr ? load<L>(panel.bias + row) : Vector<L>{};
+  return panel.residual != nullptr ? sum + load<L>(panel.residual + row) : sum;
+}
+
 // All rows at the end of the last K-block; y is padded to a multiple of 16.
 template <typename Math, int L>
 SECATEUR_INLINE void finish_single(const secateur_panel& panel, size_t rows) {

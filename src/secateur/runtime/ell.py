@@ -33,7 +33,9 @@ def pack_ell(weight: Array, mask: Array, block: int, bits: int, rows: int) -> St
 def _pack_block(weight: Array, mask: Array, rows: int) -> Streams:
     slices = -(-len(mask) // (16 * rows))
     by_lane = [
-        np.ascontiguousarray(groups_of(matrix, 16 * rows).reshape(slices, rows, 16, mask.shape[1]).transpose(0, 2, 3, 1))
+        np.ascontiguousarray(
+            groups_of(matrix, 16 * rows).reshape(slices, rows, 16, mask.shape[1]).transpose(0, 2, 3, 1)
+        )
         for matrix in (weight, mask)
     ]
     piece, lane, column, row = np.nonzero(by_lane[1])  # every lane's weights from left to right
