@@ -20,4 +20,4 @@ using Ell = PermutedEll<Math, MaskedSingles>;
 
 }  // namespace
 
-SECATEUR_SPMM(avx512, 16, 4, Square, Ell)
+SECATEUR_SPMM(avx512, 16, 4, Square, Ell, nm_permuted)

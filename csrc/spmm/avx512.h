@@ -1,9 +1,10 @@
-// What the files of AVX-512 share: 16 x 16 words turned in registers, and ell by permutations of 64 words.
+// What the files of AVX-512 share: 16 x 16 words turned in registers, ell and nm by permutations.
 #pragma once
 
 #include <string.h>
 
 #include "ell.h"
+#include "nm.h"
 
 namespace {
 
@@ -110,5 +111,58 @@ struct PermutedEll {
     finish_single<Math, 16>(panel, 16 * stream.groups);
   }
 };
+
+// One window: `Each` steps, from step `from` of a word of indices on. Permutations of 16 floats read the lowest 4 bits.
+template <typename Math, size_t Each>
+SECATEUR_INLINE void nm_add(__m512 (&sums)[4], __m512i words, size_t from, const float* value, const float* x) {
+  const __m512 window = _mm512_loadu_ps(x);
+#pragma GCC unroll 8
+  for (size_t step = 0; step < Each; ++step) {
+    const __m512 taken = _mm512_permutexvar_ps(_mm512_srli_epi32(words, unsigned(4 * (from + step))), window);
+    __m512& sum = sums[(from + step) % 4];
+    sum = (__m512)Math::template add<16>((Vector<16>)sum, load<16>(value + 16 * step), (Vector<16>)taken);
+  }
+}
+
+template <typename Math, size_t Each>
+SECATEUR_INLINE void nm_slice(__m512 (&sums)[4], const uint32_t* words, const float* value, const float* x, size_t windows) {
+  constexpr size_t whole = nm_steps / Each;  // windows of a word
+  size_t window = 0;
+  for (; window + whole <= windows; window += whole, words += 16) {
+    const __m512i all = _mm512_loadu_si512(words);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < whole; ++i, value += 16 * Each) {
+      nm_add<Math, Each>(sums, all, i * Each, value, x + nm_place(window + i));
+    }
+  }
+  if (window == windows) return;
+  __m512i all = _mm512_loadu_si512(words);
+  for (; window < windows; ++window, value += 16 * Each) {
+    nm_add<Math, Each>(sums, all, 0, value, x + nm_place(window));
+    all = _mm512_srli_epi32(all, 4 * Each);
+  }
+}
+
+template <typename Math, int L>
+SECATEUR_INLINE void nm_permuted(const secateur_stream* stream, const secateur_panel* panel) {
+  const uint16_t* counts = static_cast<const uint16_t*>(stream->counts);
+  const uint32_t* words = static_cast<const uint32_t*>(stream->index);
+  const float* value = stream->values;
+  for (size_t tile = 0; tile < stream->groups; ++tile, counts += 2) {
+    const size_t windows = counts[1], steps = counts[0] * windows;
+    __m512 sums[4] = {(__m512)begin_vector<Math, 16>(*panel, 16 * tile)};
+    switch (counts[0]) {
+      case 1: nm_slice<Math, 1>(sums, words, value, panel->x, windows); break;
+      case 2: nm_slice<Math, 2>(sums, words, value, panel->x, windows); break;
+      case 4: nm_slice<Math, 4>(sums, words, value, panel->x, windows); break;
+      case 8: nm_slice<Math, 8>(sums, words, value, panel->x, windows); break;
+    }
+    const __m512 halves[2] = {Math::plus(sums[0], sums[1]), Math::plus(sums[2], sums[3])};
+    _mm512_storeu_ps(panel->y + 16 * tile, Math::plus(halves[0], halves[1]));
+    words += (steps + nm_steps - 1) / nm_steps * 16;
+    value += 16 * steps;
+  }
+  finish_single<Math, 16>(*panel, 16 * stream->groups);
+}
 
 }  // namespace

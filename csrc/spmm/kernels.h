@@ -83,6 +83,12 @@ typedef spmm_fn spmv_csr_fn;
 typedef spmm_fn spmv_blocks8_fn;
 typedef spmm_fn spmv_blocks16_fn;
 
+// One sample where every row keeps as many of every 16 inputs: slices of 16 rows, counts[slice]: how many (1, 2, 4 or 8),
+// and how many windows of 16 inputs (16 bits each). A step has 16 values, one for each row; the indices of 8 steps are 4
+// bits each of 16 words, the first step lowest. A row that has fewer in a last window of less than 16 takes value 0 at the
+// zero behind it. x is readable 16 floats beyond its end.
+typedef spmm_fn spmv_nm_fn;
+
 // The same in bf16: a column is a pair of neighbouring inputs, a value of a weight and of x a word of two bf16 numbers
 // (bf16.h); y, bias and residual are float32.
 typedef spmm_fn bf16_spmm_rows8_fn;

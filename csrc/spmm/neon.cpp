@@ -21,4 +21,4 @@ struct Square {
 
 }  // namespace
 
-SECATEUR_SPMM(neon, 4, 4, Square, PlainEll)
+SECATEUR_SPMM(neon, 4, 4, Square, PlainEll, nm_plain)

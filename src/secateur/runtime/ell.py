@@ -1,5 +1,7 @@
-"""Packing for one sample: 16 lanes of one or two rows; in each step a lane takes its next weight, wherever that lies in a
-window of 64 columns that all lanes share.
+"""Packing for one sample: lanes that take their next weights from a window of 64 columns.
+
+There are 16 lanes of one or two rows, which share the window; in each step a lane takes its next weight, wherever that
+lies in it.
 
 A step costs the same however many of its 16 places hold a weight, so empty places are what this packing avoids: a lane
 that is ahead of the others waits until the window reaches its next weight, and it reaches far.

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from secateur.runtime import columns, ell
+from secateur.runtime import columns, ell, nm
 from secateur.runtime.columns import RUN, Array, Streams
 
 __all__ = ["LAYOUTS", "WIDEST", "Layout", "Pieces", "even_pieces", "pack_streams", "unpack_streams"]
@@ -45,7 +45,7 @@ class Layout:
     """One row of the table.
 
     Attributes:
-        kernel: the family of kernels in the core: rows, even, csr, blocks or ell.
+        kernel: the family of kernels in the core: rows, even, csr, blocks, ell or nm.
         unit: rows of a group; of ``blocks`` the height of a block.
         what: in one line, for people.
         cut: (rows, columns, density) -> pieces.
@@ -171,6 +171,16 @@ LAYOUTS: dict[str, Layout] = {
     "csr": _blocks(1),
     "ell": _lanes(1, "unstructured, for one sample"),
     "ell-twin": _lanes(2, "as ell, two rows in a lane; for one sample and sparsity from 92 %"),
+    "nm": Layout(
+        "nm",
+        16,
+        "1, 2, 4 or 8 of every 16 inputs in every row (1:4, 2:4, 4:8, ...); for one sample",
+        _named,
+        nm.pack_nm,
+        nm.unpack_nm,
+        2,
+        nm.sizes_of,
+    ),
     "block4": _blocks(4),
     "block8": _blocks(8),
     "block16": _blocks(16),
