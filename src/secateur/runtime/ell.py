@@ -33,32 +33,33 @@ def pack_ell(weight: Array, mask: Array, block: int, bits: int, rows: int) -> St
 
 
 def _pack_block(weight: Array, mask: Array, rows: int) -> Streams:
-    slices = -(-len(mask) // (16 * rows))
+    slices, cols, steps = -(-len(mask) // (16 * rows)), mask.shape[1], _STEPS // rows  # steps share a window
     by_lane = [
-        np.ascontiguousarray(
-            groups_of(matrix, 16 * rows).reshape(slices, rows, 16, mask.shape[1]).transpose(0, 2, 3, 1)
-        )
+        np.ascontiguousarray(groups_of(matrix, 16 * rows).reshape(slices, rows, 16, cols).transpose(0, 2, 3, 1))
         for matrix in (weight, mask)
     ]
-    piece, lane, column, row = np.nonzero(by_lane[1])  # every lane's weights from left to right
-    kept = np.bincount(piece * 16 + lane, minlength=16 * slices).reshape(slices, 16)
-    first, taken = _schedule(column, kept, _STEPS // rows)  # [span, slice], [span, slice, lane]
-    spans_of = np.count_nonzero(taken.any(axis=2), axis=0)  # of each slice; a span is the steps that share a window
+    kept = np.count_nonzero(by_lane[1].reshape(slices, 16, cols * rows), axis=2)
+    where = np.flatnonzero(by_lane[1])  # every lane's weights from left to right
+    lane, _ = ragged(kept)
+    column = where - lane * (cols * rows)
+    row = column % rows
+    column //= rows
+    first, taken = _schedule(column, kept, steps)  # [span, slice], [slice, lane, span]: a span shares a window
+    spans_of = np.count_nonzero(taken.any(axis=1), axis=1)
     records = -(-spans_of // rows)
-    run, place = ragged(taken.transpose(1, 2, 0))  # in the order of the weights: [slice, lane, span]
-    span = run % max(len(first), 1)
     start = np.cumsum(records) - records
-    at = start[piece] + span // rows, span % rows * (_STEPS // rows) + place
-    values = np.zeros((int(records.sum()), _STEPS, 16), np.float32)
-    values[at[0], at[1], lane] = by_lane[0][by_lane[1]]
-    index = np.zeros((len(values), 2 * rows + 16 * _STEPS), np.uint8)
-    places = np.full((len(values), 16, _STEPS), _NOTHING, np.uint8)
-    places[at[0], lane, at[1]] = column - first[span, piece] + 64 * row
-    of_span, of_slice = np.nonzero(taken.any(axis=2))
-    bases = np.zeros((len(values), rows), "<u2")
+    run, place = ragged(taken)  # in the order of the weights
+    span = run - lane * len(first)
+    place += (start * _STEPS)[lane // 16] + span * steps  # the step, counted through all slices
+    values = np.zeros((int(records.sum()) * _STEPS, 16), np.float32)
+    values.reshape(-1)[place * 16 + lane % 16] = by_lane[0].reshape(-1)[where]
+    places = np.full((int(records.sum()), 16, _STEPS), _NOTHING, np.uint8)
+    slot = place // _STEPS * (16 * _STEPS) + lane % 16 * _STEPS + place % _STEPS
+    places.reshape(-1)[slot] = column - first.reshape(-1)[span * slices + lane // 16] + 64 * row
+    of_slice, of_span = np.nonzero(taken.any(axis=1))
+    bases = np.zeros((len(places), rows), "<u2")
     bases[start[of_slice] + of_span // rows, of_span % rows] = first[of_span, of_slice]
-    index[:, : 2 * rows] = bases.view(np.uint8)
-    index[:, 2 * rows :] = places.reshape(len(places), 16 * _STEPS)
+    index = np.concatenate([bases.view(np.uint8), places.reshape(len(places), 16 * _STEPS)], axis=1)
     return records.astype(np.uint32), index.reshape(-1), values.reshape(-1)
 
 
@@ -67,27 +68,30 @@ def _schedule(column: Array, kept: Array, steps: int) -> tuple[Array, Array]:
 
     ``column`` has the ``kept[slice, lane]`` weights of every lane one after the other.
     """
-    wide = np.full((kept.size, int(kept.max(initial=0)) + steps), np.iinfo(np.int32).max, np.int32)
+    never = 1 << 30
+    width = int(kept.max(initial=0)) + steps
+    wide = np.full(kept.size * width, never, np.int32)
     lane, rank = ragged(kept)
-    wide[lane, rank] = column
-    ahead = np.arange(steps)
-    done = np.zeros(kept.size, np.int64)
+    wide[lane * width + rank] = column
+    last = int(column.max(initial=0)) // _STRIDE * _STRIDE
+    at = np.arange(kept.size) * width  # the next weight of every lane
     first: list[Array] = []
     taken: list[Array] = []
-    left = int(kept.sum())
-    while left:
-        waiting = np.take_along_axis(wide, done[:, None] + ahead, 1).reshape(*kept.shape, steps)
-        begin = waiting[:, :, 0].min(axis=1) // _STRIDE * _STRIDE
-        reached = np.count_nonzero(waiting - begin[:, None, None] < _NOTHING, axis=2)
-        over = begin > column.max(initial=0)  # nothing is left of this slice
-        begin[over] = 0
-        reached[over] = 0
-        done += reached.reshape(-1)
-        left -= int(reached.sum())
+    while True:
+        waiting = wide[at]
+        begin = np.minimum(waiting.reshape(kept.shape).min(axis=1) // _STRIDE * _STRIDE, last)
+        end = np.repeat(begin + _NOTHING, 16)
+        reached = (waiting < end).astype(np.int64)
+        for step in range(1, steps):
+            reached += wide[at + step] < end
+        if not reached.any():
+            break
+        at += reached
         first.append(begin)
         taken.append(reached)
-    shape = len(first), *kept.shape
-    return np.array(first, np.int64).reshape(shape[:2]), np.array(taken, np.int64).reshape(shape)
+    spans_ = len(first)
+    by_lane = np.array(taken, np.int64).reshape(spans_, *kept.shape).transpose(1, 2, 0)
+    return np.array(first, np.int64).reshape(spans_, len(kept)), np.ascontiguousarray(by_lane)
 
 
 def unpack_ell(streams: Streams, shape: tuple[int, int], block: int, rows: int) -> tuple[Array, Array]:
