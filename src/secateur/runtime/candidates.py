@@ -75,7 +75,8 @@ def candidates(weight: Tensor, lanes: int, dtype: torch.dtype = torch.float32) -
     found = [f"block{unit}" for unit in _UNITS if whole and blocks_fit(kept, unit)]
     if lanes == 1:
         found += ["nm"] if kept_of_window(kept) is not None else []
-        found += ["ell"] if 0.04 < density < 0.7 else []
+        # Where weights are rare ell has more bytes than 1.5 times those of its values and an index.
+        found += ["ell"] if 0.085 < density < 0.7 else []
         found += ["ell-twin"] if 0.005 < density < 0.12 else []
         found += ["csr"] if density < 0.02 else []
     else:
@@ -94,8 +95,9 @@ def _in_words(weight: Tensor, lanes: int, inputs: int) -> list[str]:
     density = float(kept.float().mean()) if kept.numel() else 0.0
     name, end = {2: ("pairs", "bf16"), 4: ("quads", "int8")}[inputs]
     if lanes == 1:
-        found = [f"{name}-ell-{end}"] if 0.01 < density < 0.85 else []
-        found += [f"{name}-csr-{end}"] if density < 0.15 else []
+        found = [f"{name}-ell-{end}"] if 0.085 < density < 0.85 else []
+        found += [f"{name}-ell-twin-{end}"] if 0.005 < density < 0.12 else []
+        found += [f"{name}-csr-{end}"] if density < 0.02 else []
     else:
         found = [f"{name}-rows-{end}"] if 0.1 < density < 0.85 else []
         found += [f"{name}-{end}"] if density < 0.5 else []

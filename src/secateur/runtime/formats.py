@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from secateur.native.gates import MOST_KEPT, gate_for
+from secateur.native.gates import gate_for
 from secateur.native.loading import core, never_traced
 from secateur.runtime.canonical import check_blocks
 from secateur.runtime.columns import Array
@@ -39,7 +39,7 @@ class Packed:
         ValueError: a kernel would read these streams out of bounds.
     """
 
-    __slots__ = ("_known", "_nnz", "_reference", "_streams", "gate", "layout", "native", "pieces", "shape")
+    __slots__ = ("_nnz", "_reference", "_streams", "gate", "layout", "native", "pieces", "shape")
 
     def __init__(self, layout: str, shape: tuple[int, int], pieces: Pieces, streams: dict[str, Tensor]) -> None:
         _known(layout)
@@ -58,7 +58,6 @@ class Packed:
         if self.native is None:
             self._check()
         self.gate: Any = None if self.native is None else gate_for(shape[1:])
-        self._known: set[int] = set()  # numbers of samples that the gate lets through
 
     def _check(self) -> None:
         """What the core checks at creation, where it is absent: these are the streams that packing would make."""
@@ -96,12 +95,6 @@ class Packed:
             KNOWN[self.layout].inputs,
             *(self._streams[name].data_ptr() if name in self._streams else 0 for name in ("scales", "sums")),
         )
-
-    def learn(self, y: Tensor) -> None:
-        """From now on calls with results like this one, of few samples, take the gate."""
-        if self.gate is not None and len(y) not in self._known and y.numel() <= MOST_KEPT:
-            self.gate.learn(len(y), self.native, torch.empty_like(y))
-            self._known.add(len(y))
 
     @property
     def nnz(self) -> int:

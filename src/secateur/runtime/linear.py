@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.native.gates import SMALL
+from secateur.native.gates import MOST_KEPT, SMALL
 from secateur.native.loading import never_traced, takes
 from secateur.runtime.formats import Packed
 from secateur.runtime.pairs import rounded
@@ -104,8 +104,8 @@ def _linear(x: Tensor, weight: Packed, bias: Tensor | None, activation: str | No
         0 if bias is None else bias.data_ptr(),
         ACTIVATIONS[activation][0],
     )
-    if x.ndim == 2 and 0 < samples <= SMALL:
-        weight.learn(y)
+    if weight.gate is not None and x.ndim == 2 and 0 < samples <= SMALL and y.numel() <= MOST_KEPT:
+        weight.gate.learn(samples, weight.native, torch.empty_like(y))  # the next such call takes the gate
     return y
 
 
