@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +127,8 @@ def test_a_packed_model() -> None:
         x = torch.randn(1, 40)
         with torch.no_grad():
             assert torch.allclose(region(x), model(x), atol=1e-5)
-    assert (region._gate.run(x) is None) == (not region.chosen[1].wins)
+    gate: Any = region._gate
+    assert (gate.run(x) is None) == (not region.chosen[1].wins)
     wrong = {name: refused(lambda make=make: region(make())) for name, make in WRONG.items() if name != "scalar"}
     assert all("expected dense float32" in says or "requires gradients" in says for says in wrong.values())
     again = pickle.loads(pickle.dumps(region))

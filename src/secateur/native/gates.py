@@ -34,4 +34,4 @@ def gate_for(sample: Sequence[int]) -> Any:
 
     Its ``run(x)`` and ``multiply(x, bias, activation)`` give the result, or None for what does not fit.
     """
-    return None if EXCHANGE is None else core.Gate(EXCHANGE, PLAIN, torch.empty_like, list(sample))
+    return None if EXCHANGE is None or core is None else core.Gate(EXCHANGE, PLAIN, torch.empty_like, list(sample))
