@@ -163,6 +163,7 @@ NB_MODULE(_core, m) {
   secateur::bind_pool(m);
   secateur::bind_program(m);
   secateur::bind_conv(m);
+  secateur::bind_gate(m);
   secateur::bind_roofs(m);
   nb::class_<MaskTable>(m, "MaskTable")
       .def(nb::init<const KernelTable&, const std::vector<uintptr_t>&, const std::vector<std::vector<int64_t>>&>(),

@@ -31,6 +31,7 @@ struct KernelTable {
   spmm_fn* spmm_blocks8;
   spmm_fn* spmm_blocks16;
   spmm_fn* spmv_ell;
+  spmm_fn* spmv_nm;
   spmm_fn* spmv_csr;
   spmm_fn* spmv_blocks8;
   spmm_fn* spmv_blocks16;

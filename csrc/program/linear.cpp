@@ -71,7 +71,9 @@ Linear::Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Plac
   if (bias == nullptr) return;
   const size_t rows = weight_->rows();
   bias_.assign(panel::rows(rows), 0.0f);
-  for (size_t row = 0; row < rows; ++row) bias_[panel::row_of(row)] = bias[row];
+  for (size_t row = 0; row < rows; row += panel::run) {
+    std::copy_n(bias + row, std::min(panel::run, rows - row), bias_.data() + panel::row_of(row));
+  }
 }
 
 size_t Linear::pieces() const { return ready_ ? std::max<size_t>(1, weight_->chunks()) : 1; }

@@ -33,4 +33,4 @@ struct Square {
 
 }  // namespace
 
-SECATEUR_SPMM(avx2, 8, 2, Square, (ell_single<Singles, 8>))
+SECATEUR_SPMM(avx2, 8, 2, Square, PlainEll, nm_plain)

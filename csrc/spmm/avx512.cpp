@@ -15,6 +15,9 @@ struct MaskedSingles {
   }
 };
 
+template <typename Math, int L>
+using Ell = PermutedEll<Math, MaskedSingles>;
+
 }  // namespace
 
-SECATEUR_SPMM(avx512, 16, 4, Square, (ell_permuted<Singles, MaskedSingles>))
+SECATEUR_SPMM(avx512, 16, 4, Square, Ell, nm_permuted)

@@ -30,7 +30,7 @@ typedef struct {
   const void* index;
   const float* values;
   size_t groups;
-  size_t unit;  // rows of a block: 4, 8 or 16; not read elsewhere
+  size_t unit;  // rows of a block: 4, 8 or 16, or of a slice of ell: 16 or 32; not read elsewhere
 } secateur_stream;
 
 // Where to read and write. `x` is the slice of this K-block; the rows of `y` are padded to a multiple of 16.
@@ -72,13 +72,22 @@ typedef spmm_fn spmm_csr_fn;
 typedef spmm_fn spmm_blocks8_fn;
 typedef spmm_fn spmm_blocks16_fn;
 
-// One sample, in the formats of csr and blocks, and in ell: slices of 16 rows, counts[slice] steps (32 bits). A step is a
-// record of 18 bytes in `index` and 16 values: the first column of a window of 32 (16 bits), and for each row its column
-// in the window, or 128 where it takes no part. x is readable 32 floats beyond its end.
+// One sample, in the formats of csr and blocks, and in ell: 16 lanes, which have one row each (slices of `unit` = 16 rows)
+// or two (32: lane i has rows i and 16 + i). counts[slice] records (32 bits); `groups` counts runs of 16 rows, as the last
+// slice of 32 may have one. A record is four steps: 64 values, those of a step side by side, and in `index` the first
+// columns of the windows of 64 that the steps read (16 bits each; one for all steps where lanes have one row, else one
+// for two), then for each lane a byte per step: its place in the window, 63 where it takes no part (its value is 0 then),
+// and 64 more for the lane's second row. x is readable 64 floats beyond its end.
 typedef spmm_fn spmv_ell_fn;
 typedef spmm_fn spmv_csr_fn;
 typedef spmm_fn spmv_blocks8_fn;
 typedef spmm_fn spmv_blocks16_fn;
+
+// One sample where every row keeps as many of every 16 inputs: slices of 16 rows, counts[slice]: how many (1, 2, 4 or 8),
+// and how many windows of 16 inputs (16 bits each). A step has 16 values, one for each row; the indices of 8 steps are 4
+// bits each of 16 words, the first step lowest. A row that has fewer in a last window of less than 16 takes value 0 at the
+// zero behind it. x is readable 16 floats beyond its end.
+typedef spmm_fn spmv_nm_fn;
 
 // The same in bf16: a column is a pair of neighbouring inputs, a value of a weight and of x a word of two bf16 numbers
 // (bf16.h); y, bias and residual are float32.

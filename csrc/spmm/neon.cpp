@@ -21,4 +21,4 @@ struct Square {
 
 }  // namespace
 
-SECATEUR_SPMM(neon, 4, 4, Square, (ell_single<Singles, 4>))
+SECATEUR_SPMM(neon, 4, 4, Square, PlainEll, nm_plain)

@@ -30,7 +30,7 @@ struct Streams {
 };
 
 struct Shape {
-  std::string layout;  // rows, even, csr, blocks, ell
+  std::string layout;  // rows, even, csr, blocks, ell, nm
   size_t rows, cols;   // features
   size_t unit;         // rows of a group
   size_t chunk;        // rows of a chunk: whole runs (program/panel.h)
@@ -75,7 +75,7 @@ class Packed {
   void run(size_t chunk, size_t k_block, const Operands& operands) const;
 
  private:
-  enum class Layout { rows, even, csr, blocks, ell };
+  enum class Layout { rows, even, csr, blocks, ell, nm };
 
   // One K-block of a run of rows (`even`: of a chunk): where its weights begin in each stream.
   struct Piece {
@@ -99,6 +99,7 @@ class Packed {
   template <typename Index>
   void walk_even(size_t groups, size_t rows, size_t width);
   void walk_ell(size_t groups, size_t width);
+  void walk_nm(size_t groups, size_t width);
   template <typename Index>
   void take_indices(size_t n, size_t limit);
 

@@ -16,6 +16,6 @@ struct Square {
 
 }  // namespace
 
-SECATEUR_SPMM(portable, 4, 2, Square, (ell_single<Singles, 4>))
-SECATEUR_BF16(portable, 4, 2, panel_to_pairs_plain, samples_to_pairs_plain, (ell_single<Pairs, 4>))
-SECATEUR_INT8(portable, 4, 2, panel_to_quads_plain, samples_to_quads_plain, (ell_single<Quads, 4>))
+SECATEUR_SPMM(portable, 4, 2, Square, PlainEll, nm_plain)
+SECATEUR_BF16(portable, 4, 2, panel_to_pairs_plain, samples_to_pairs_plain, PlainEll)
+SECATEUR_INT8(portable, 4, 2, panel_to_quads_plain, samples_to_quads_plain, PlainEll)
