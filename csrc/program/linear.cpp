@@ -56,6 +56,7 @@ Linear::Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Plac
                const float* bias, int activation, bool rounded)
     : weight_(std::move(weight)),
       lanes_(lanes),
+      narrow_(x.where == Place::input && y.where == Place::output ? weight_->lanes(lanes) : lanes),
       x_(x),
       y_(y),
       residual_(residual == nullptr ? Place{} : *residual),
@@ -77,72 +78,86 @@ Linear::Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Plac
 size_t Linear::pieces() const { return ready_ ? std::max<size_t>(1, weight_->chunks()) : 1; }
 
 void Linear::run(const Frame& frame, size_t piece) const {
-  const size_t chunks = weight_->chunks();
+  const size_t chunks = weight_->chunks(), front = grid_floats(weight_->word(), lanes_);
   if (ready_) {
     float* const y = y_.where == Place::arena ? frame.arena + y_.at : scratch(sums());
     if (chunks == 0) return zero_rows(y, 0, 0, 0, lanes_);
     float* const memory = frame.arena + x_.at;
-    const secateur_grid grid = grid_at(memory, lanes_);
-    return run_chunk(frame, piece, memory + grid_floats(weight_->word(), lanes_), nullptr, grid, y);
+    return run_chunk(frame, part_of(frame, 0, memory), piece, memory + front, nullptr, y);
   }
   // Several chunks share the panel of all slices; a single one turns each slice just before its use, into the same memory.
   const bool shared = chunks > 1;
   const size_t columns = shared ? weight_->columns() : weight_->columns_of(0);
-  const size_t x_floats = panel::columns(columns) * lanes_ + panel::tile * lanes_ + panel::slack;
-  const size_t front = grid_floats(weight_->word(), lanes_);
-  float* const before = scratch(front + x_floats + sums());
-  float* const memory = before + front;
-  float* const y = y_.where == Place::arena ? frame.arena + y_.at : memory + x_floats;
-  const secateur_grid grid = grid_at(before, lanes_);
+  const size_t x_floats = panel::columns(columns) * narrow_ + panel::tile * narrow_ + panel::slack;
+  const size_t parts = (frame.samples + narrow_ - 1) / narrow_;
+  float* const grids = scratch(front + (shared ? parts : 1) * x_floats + sums());
+  float* const memory = grids + front;
+  float* const y = y_.where == Place::arena ? frame.arena + y_.at : memory + (shared ? parts : 1) * x_floats;
+  const Source whole{x_.read(frame), x_.where == Place::input, frame.samples, weight_->cols(), lanes_};
   for (size_t part = 0; weight_->word() == Word::quad && part < grid_parts(lanes_); ++part) {
-    measure_grid(weight_->table(), source(frame), part, grid);
+    measure_grid(weight_->table(), whole, part, grid_at(grids, lanes_));
   }
-  if (shared) fetch(frame, 0, columns, grid, memory);
+  for (size_t i = 0; shared && i < parts; ++i) fetch(part_of(frame, i * narrow_, grids), 0, columns, memory + i * x_floats);
   if (chunks == 0) zero_rows(y, 0, 0, 0, lanes_);
-  for (size_t chunk = 0; chunk < chunks; ++chunk) run_chunk(frame, chunk, memory, shared ? nullptr : memory, grid, y);
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    for (size_t i = 0; i < parts; ++i) {
+      const Part part = part_of(frame, i * narrow_, grids);
+      run_chunk(frame, part, chunk, memory + (shared ? i * x_floats : 0), shared ? nullptr : memory, y);
+    }
+  }
 }
 
-Source Linear::source(const Frame& frame) const {
-  return {x_.read(frame), x_.where == Place::input, frame.samples, weight_->cols(), lanes_};
+// The samples from `first` on; a frame whose ends are not both row-major is one part.
+Linear::Part Linear::part_of(const Frame& frame, size_t first, float* grids) const {
+  const secateur_grid grid = grid_at(grids, lanes_);
+  return {x_.read(frame) + first * weight_->cols(),
+          y_.where == Place::output ? frame.outputs[y_.at] + first * weight_->rows() : nullptr,
+          std::min(narrow_, frame.samples - first),
+          narrow_,
+          {grid.steps + first, grid.inverses + first, grid.zeros + first}};
+}
+
+Source Linear::source(const Part& part) const {
+  return {part.x, x_.where == Place::input, part.samples, weight_->cols(), part.lanes};
 }
 
 // Columns of x as the kernel reads them, and what a window may read behind them.
-void Linear::fetch(const Frame& frame, size_t first, size_t columns, const secateur_grid& grid, float* panel) const {
+void Linear::fetch(const Part& part, size_t first, size_t columns, float* panel) const {
   if (weight_->word() == Word::single) {
-    to_rows(weight_->table(), x_.read(frame), frame.samples, weight_->cols(), lanes_, first, columns, panel);
+    to_rows(weight_->table(), part.x, part.samples, weight_->cols(), part.lanes, first, columns, panel);
   } else {
-    to_words(weight_->table(), weight_->word(), source(frame), first, columns, grid, panel);
+    to_words(weight_->table(), weight_->word(), source(part), first, columns, part.grid, panel);
   }
-  std::fill_n(panel + panel::columns(columns) * lanes_, panel::slack, 0.0f);
+  std::fill_n(panel + panel::columns(columns) * part.lanes, panel::slack, 0.0f);
 }
 
 // Floats of a chunk of an output, before it is turned to rows.
 size_t Linear::sums() const {
-  return y_.where == Place::arena || weight_->chunks() == 0 ? 0 : panel::floats(weight_->rows_of(0), lanes_);
+  return y_.where == Place::arena || weight_->chunks() == 0 ? 0 : panel::floats(weight_->rows_of(0), narrow_);
 }
 
 // `slice`: memory for one K-block of x where x is not a panel yet. `y` is the whole value, or where y is an output, memory
 // for one chunk.
-void Linear::run_chunk(const Frame& frame, size_t chunk, const float* x, float* slice, const secateur_grid& grid,
-                       float* y) const {
+void Linear::run_chunk(const Frame& frame, const Part& part, size_t chunk, const float* x, float* slice, float* y) const {
   const size_t first = weight_->first_of(chunk), rows = weight_->rows_of(chunk), row = panel::row_of(first);
+  const size_t lanes = part.lanes;
   const bool inside = y_.where == Place::arena;
   float* const value = y;
-  if (inside) y += row * lanes_;
+  if (inside) y += row * lanes;
   const Operands operands{x, y, bias_.empty() ? nullptr : bias_.data() + row,
-                          has_residual_ ? frame.arena + residual_.at + row * lanes_ : nullptr, lanes_, activation_, &grid};
+                          has_residual_ ? frame.arena + residual_.at + row * lanes : nullptr, lanes, activation_, &part.grid};
   for (size_t k = 0; k < weight_->k_blocks(); ++k) {
     Operands here = operands;
     if (slice != nullptr) {
-      fetch(frame, weight_->column_of(k), weight_->columns_of(k), grid, slice);
+      fetch(part, weight_->column_of(k), weight_->columns_of(k), slice);
     } else {
-      here.x = x + panel::row_of(weight_->column_of(k)) * lanes_;
+      here.x = x + panel::row_of(weight_->column_of(k)) * lanes;
     }
     weight_->run(chunk, k, here);
   }
   // Last: a kernel writes whole groups, and what it makes of rows that are not there may be NaN.
-  inside ? zero_rows(value, weight_->rows(), first, first + rows, lanes_) : zero_rows(y, rows, 0, rows, lanes_);
-  if (!inside) from_rows(weight_->table(), y, frame.samples, weight_->rows(), lanes_, first, rows, frame.outputs[y_.at]);
+  inside ? zero_rows(value, weight_->rows(), first, first + rows, lanes) : zero_rows(y, rows, 0, rows, lanes);
+  if (!inside) from_rows(weight_->table(), y, part.samples, weight_->rows(), lanes, first, rows, part.y);
 }
 
 void run_linear(std::shared_ptr<const Packed> weight, const float* x, size_t n, float* y, const float* bias, int activation) {

@@ -29,13 +29,15 @@ struct Square {
     _mm512_storeu_ps(to + 3 * stride, _mm512_shuffle_ps(b1, b3, 0xee));
   }
 
+  static constexpr size_t few = 4;
+  static void part(const float* from, size_t from_stride, float* to, size_t to_stride) {
+    put(gather(from, from_stride), gather(from + from_stride, from_stride), gather(from + 2 * from_stride, from_stride),
+        gather(from + 3 * from_stride, from_stride), to, to_stride);
+  }
+
   static void run(const float* from, size_t from_stride, float* to, size_t to_stride) {
 #pragma GCC unroll 4
-    for (size_t j = 0; j < 4; ++j) {
-      const float* p = from + 4 * j;
-      put(gather(p, from_stride), gather(p + from_stride, from_stride), gather(p + 2 * from_stride, from_stride),
-          gather(p + 3 * from_stride, from_stride), to + 4 * j * to_stride, to_stride);
-    }
+    for (size_t j = 0; j < 4; ++j) part(from + 4 * j, from_stride, to + 4 * j * to_stride, to_stride);
   }
 };
 

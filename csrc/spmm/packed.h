@@ -71,6 +71,9 @@ class Packed {
   size_t column_of(size_t k_block) const { return k_block * shape_.block; }
   size_t columns_of(size_t k_block) const;
 
+  // Samples side by side, of at most so many, that suit this layout best where nothing else decides.
+  size_t lanes(size_t most) const;
+
   // One K-block of one chunk. The first K-block starts from bias and residual, the last one activates.
   void run(size_t chunk, size_t k_block, const Operands& operands) const;
 

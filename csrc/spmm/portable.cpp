@@ -6,12 +6,13 @@
 namespace {
 
 struct Square {
-  static constexpr size_t side = 4;
+  static constexpr size_t side = 4, few = side;
   static void run(const float* from, size_t from_stride, float* to, size_t to_stride) {
     for (size_t i = 0; i < side; ++i) {
       for (size_t j = 0; j < side; ++j) to[i * to_stride + j] = from[j * from_stride + i];
     }
   }
+  static void part(const float* from, size_t from_stride, float* to, size_t to_stride) { run(from, from_stride, to, to_stride); }
 };
 
 }  // namespace
