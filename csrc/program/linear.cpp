@@ -38,16 +38,24 @@ void to_rows(const KernelTable& table, const float* samples, size_t n, size_t fe
 }
 
 void from_rows(const KernelTable& table, const float* panel, size_t n, size_t features, size_t lanes, size_t first,
-               size_t width, float* samples) {
+               size_t width, bool past, float* samples) {
+  from_panel_fn* const turn = past ? table.from_panel_past : table.from_panel;
   for (size_t at = first; at < first + width; at += panel::run) {
     const size_t taken = std::min(panel::run, first + width - at);
     if (lanes == 1) {
       std::memcpy(samples + at, panel, taken * sizeof(float));
     } else {
-      table.from_panel(panel, n, features, taken, lanes, samples + at);
+      turn(panel, n, features, taken, lanes, samples + at);
     }
     panel += (panel::run + 1) * lanes;
   }
+}
+
+// Whoever is told that a step is done must find what it wrote past the caches.
+void fence([[maybe_unused]] bool past) {
+#if defined(__x86_64__)
+  if (past) __builtin_ia32_sfence();
+#endif
 }
 
 }  // namespace
@@ -83,7 +91,8 @@ void Linear::run(const Frame& frame, size_t piece) const {
     float* const y = y_.where == Place::arena ? frame.arena + y_.at : scratch(sums());
     if (chunks == 0) return zero_rows(y, 0, 0, 0, lanes_);
     float* const memory = frame.arena + x_.at;
-    return run_chunk(frame, part_of(frame, 0, memory), piece, memory + front, nullptr, y);
+    run_chunk(frame, part_of(frame, 0, memory), piece, memory + front, nullptr, y);
+    return fence(frame.past);
   }
   // Several chunks share the panel of all slices; a single one turns each slice just before its use, into the same memory.
   const bool shared = chunks > 1;
@@ -105,6 +114,7 @@ void Linear::run(const Frame& frame, size_t piece) const {
       run_chunk(frame, part, chunk, memory + (shared ? i * x_floats : 0), shared ? nullptr : memory, y);
     }
   }
+  fence(frame.past);
 }
 
 // The samples from `first` on; a frame whose ends are not both row-major is one part.
@@ -157,7 +167,8 @@ void Linear::run_chunk(const Frame& frame, const Part& part, size_t chunk, const
   }
   // Last: a kernel writes whole groups, and what it makes of rows that are not there may be NaN.
   inside ? zero_rows(value, weight_->rows(), first, first + rows, lanes) : zero_rows(y, rows, 0, rows, lanes);
-  if (!inside) from_rows(weight_->table(), y, part.samples, weight_->rows(), lanes, first, rows, part.y);
+  if (!inside) from_rows(weight_->table(), y, part.samples, weight_->rows(), lanes, first, rows, frame.past,
+                          part.y);
 }
 
 void run_linear(std::shared_ptr<const Packed> weight, const float* x, size_t n, float* y, const float* bias, int activation) {
@@ -168,7 +179,7 @@ void run_linear(std::shared_ptr<const Packed> weight, const float* x, size_t n, 
   for (size_t first = 0; first < n; first += lanes) {
     const float* const from = x + first * cols;
     float* const to = y + first * rows;
-    step.run({nullptr, &from, &to, std::min(lanes, n - first)}, 0);
+    step.run({nullptr, &from, &to, std::min(lanes, n - first), 0, past_caches(n * rows)}, 0);
   }
 }
 
@@ -201,7 +212,8 @@ void FromPanel::run(const Frame& frame, size_t piece) const {
   if (features_ == 0) return;
   const size_t first = piece * panel::run, width = std::min(panel::run, features_ - first);
   from_rows(table_, frame.arena + from_.at + panel::row_of(first) * lanes_, frame.samples, features_, lanes_, first, width,
-            frame.outputs[to_.at]);
+            frame.past, frame.outputs[to_.at]);
+  fence(frame.past);
 }
 
 Add::Add(const KernelTable& table, size_t floats, Place x, const Place* other, Place y, int activation)

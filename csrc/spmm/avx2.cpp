@@ -35,3 +35,8 @@ struct Square {
 }  // namespace
 
 SECATEUR_SPMM(avx2, 8, 2, Square, (ell_single<Singles, 8>))
+
+extern "C" void secateur_from_panel_past_avx2(const float* panel, size_t n, size_t stride, size_t features, size_t width,
+                                               float* samples) {
+  panel_to_samples<Square>(panel, n, stride, features, width, samples);
+}

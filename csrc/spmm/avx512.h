@@ -7,7 +7,9 @@
 
 namespace {
 
-struct Square {
+// `past`: results go to memory, not to the caches; they lie in whole lines then.
+template <bool past>
+struct Turn {
   static constexpr size_t side = 16;
 
   // Lane l of the result: 4 floats of row 4 l. Loads put the 4 x 4 squares where they belong, which spares half of the
@@ -23,11 +25,13 @@ struct Square {
   static void put(__m512 a0, __m512 a1, __m512 a2, __m512 a3, float* to, size_t stride) {
     const __m512 b0 = _mm512_unpacklo_ps(a0, a1), b1 = _mm512_unpackhi_ps(a0, a1);
     const __m512 b2 = _mm512_unpacklo_ps(a2, a3), b3 = _mm512_unpackhi_ps(a2, a3);
-    _mm512_storeu_ps(to, _mm512_shuffle_ps(b0, b2, 0x44));
-    _mm512_storeu_ps(to + stride, _mm512_shuffle_ps(b0, b2, 0xee));
-    _mm512_storeu_ps(to + 2 * stride, _mm512_shuffle_ps(b1, b3, 0x44));
-    _mm512_storeu_ps(to + 3 * stride, _mm512_shuffle_ps(b1, b3, 0xee));
+    store(to, _mm512_shuffle_ps(b0, b2, 0x44));
+    store(to + stride, _mm512_shuffle_ps(b0, b2, 0xee));
+    store(to + 2 * stride, _mm512_shuffle_ps(b1, b3, 0x44));
+    store(to + 3 * stride, _mm512_shuffle_ps(b1, b3, 0xee));
   }
+
+  static void store(float* to, __m512 x) { past ? _mm512_stream_ps(to, x) : _mm512_storeu_ps(to, x); }
 
   static constexpr size_t few = 4;
   static void part(const float* from, size_t from_stride, float* to, size_t to_stride) {
@@ -40,6 +44,8 @@ struct Square {
     for (size_t j = 0; j < 4; ++j) part(from + 4 * j, from_stride, to + 4 * j * to_stride, to_stride);
   }
 };
+
+using Square = Turn<false>;
 
 // One step: 16 rows, each at its own column of a window of 32 floats. A row without a weight here takes no part, so that
 // its padding never meets an activation. (Leaving the padding out of the stream, by vexpandps, takes half as long again.)

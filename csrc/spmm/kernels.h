@@ -138,6 +138,9 @@ typedef void to_panel_fn(const float* samples, size_t n, size_t stride, size_t f
 // panel[features][width] to columns of samples[n][stride].
 typedef void from_panel_fn(const float* panel, size_t n, size_t stride, size_t features, size_t width, float* samples);
 
+// The same past the caches, where the instruction set can: for samples that are too many for them. The caller fences.
+typedef void from_panel_past_fn(const float* panel, size_t n, size_t stride, size_t features, size_t width, float* samples);
+
 // y = activation(x + other), n floats; other may be null.
 typedef void add_fn(const float* x, const float* other, float* y, size_t n, int activation);
 

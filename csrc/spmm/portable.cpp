@@ -20,3 +20,8 @@ struct Square {
 SECATEUR_SPMM(portable, 4, 2, Square, (ell_single<Singles, 4>))
 SECATEUR_BF16(portable, 4, 2, panel_to_pairs_plain, samples_to_pairs_plain, (ell_single<Pairs, 4>))
 SECATEUR_INT8(portable, 4, 2, panel_to_quads_plain, samples_to_quads_plain, (ell_single<Quads, 4>))
+
+extern "C" void secateur_from_panel_past_portable(const float* panel, size_t n, size_t stride, size_t features, size_t width,
+                                                  float* samples) {
+  panel_to_samples<Square>(panel, n, stride, features, width, samples);
+}
