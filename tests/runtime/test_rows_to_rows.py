@@ -51,7 +51,7 @@ def test_narrow_panels_against_float64(isa: str, chunk: int, cols: int) -> None:
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("layout", ["even", "even-wide", "pairs-wide-bf16", "quads-wide-int8"])
 def test_narrow_panels_have_the_bits_of_wide_ones(isa: str, layout: str) -> None:
-    """A program whose inputs are panels already takes 64 samples side by side; samples in sixteens are narrow anyway."""
+    """A program whose inputs are panels already takes 64 samples side by side; sixteens are narrow anyway."""
     cols = 4 * NARROW
     weight, bias = weight_of(100, cols), torch.randn(100)
     packed = pack(weight, layout=layout)
