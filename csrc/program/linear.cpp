@@ -11,6 +11,8 @@
 namespace secateur {
 namespace {
 
+constexpr size_t errand_floats = size_t(16) << 10;  // two of them leave the second cache room for the panel of x
+
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("program: " + what); }
 
 void check_lanes(size_t lanes) {
@@ -91,7 +93,9 @@ void Linear::run(const Frame& frame, size_t piece) const {
     float* const y = y_.where == Place::arena ? frame.arena + y_.at : scratch(sums());
     if (chunks == 0) return zero_rows(y, 0, 0, 0, lanes_);
     float* const memory = frame.arena + x_.at;
-    run_chunk(frame, part_of(frame, 0, memory), piece, memory + front, nullptr, y);
+    const Part part = part_of(frame, 0, memory);
+    run_chunk(frame, part, piece, memory + front, nullptr, y, nullptr);
+    leave(frame, part, piece, y, nullptr);
     return fence(frame.past);
   }
   // Several chunks share the panel of all slices; a single one turns each slice just before its use, into the same memory.
@@ -99,7 +103,7 @@ void Linear::run(const Frame& frame, size_t piece) const {
   const size_t columns = shared ? weight_->columns() : weight_->columns_of(0);
   const size_t x_floats = panel::columns(columns) * narrow_ + panel::tile * narrow_ + panel::slack;
   const size_t parts = (frame.samples + narrow_ - 1) / narrow_;
-  float* const grids = scratch(front + (shared ? parts : 1) * x_floats + sums());
+  float* const grids = scratch(front + (shared ? parts : 1) * x_floats + 2 * sums());
   float* const memory = grids + front;
   float* const y = y_.where == Place::arena ? frame.arena + y_.at : memory + (shared ? parts : 1) * x_floats;
   const Source whole{x_.read(frame), x_.where == Place::input, frame.samples, weight_->cols(), lanes_};
@@ -108,12 +112,20 @@ void Linear::run(const Frame& frame, size_t piece) const {
   }
   for (size_t i = 0; shared && i < parts; ++i) fetch(part_of(frame, i * narrow_, grids), 0, columns, memory + i * x_floats);
   if (chunks == 0) zero_rows(y, 0, 0, 0, lanes_);
+  // What is done leaves while the next is made: two in turn, where they are small.
+  secateur_errand errand{nullptr, nullptr, 0, 0, 0, 0, 0};
+  const bool meanwhile = weight_->runs_errands() && sums() > 0 && sums() <= errand_floats && !frame.past;
+  float* here = y;
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
     for (size_t i = 0; i < parts; ++i) {
       const Part part = part_of(frame, i * narrow_, grids);
-      run_chunk(frame, part, chunk, memory + (shared ? i * x_floats : 0), shared ? nullptr : memory, y);
+      run_chunk(frame, part, chunk, memory + (shared ? i * x_floats : 0), shared ? nullptr : memory, here, &errand);
+      weight_->table().finish_errand(&errand);
+      leave(frame, part, chunk, here, meanwhile ? &errand : nullptr);
+      if (meanwhile) here = here == y ? y + sums() : y;
     }
   }
+  weight_->table().finish_errand(&errand);
   fence(frame.past);
 }
 
@@ -148,14 +160,16 @@ size_t Linear::sums() const {
 
 // `slice`: memory for one K-block of x where x is not a panel yet. `y` is the whole value, or where y is an output, memory
 // for one chunk.
-void Linear::run_chunk(const Frame& frame, const Part& part, size_t chunk, const float* x, float* slice, float* y) const {
+void Linear::run_chunk(const Frame& frame, const Part& part, size_t chunk, const float* x, float* slice, float* y,
+                       secateur_errand* errand) const {
   const size_t first = weight_->first_of(chunk), rows = weight_->rows_of(chunk), row = panel::row_of(first);
   const size_t lanes = part.lanes;
   const bool inside = y_.where == Place::arena;
   float* const value = y;
   if (inside) y += row * lanes;
   const Operands operands{x, y, bias_.empty() ? nullptr : bias_.data() + row,
-                          has_residual_ ? frame.arena + residual_.at + row * lanes : nullptr, lanes, activation_, &part.grid};
+                          has_residual_ ? frame.arena + residual_.at + row * lanes : nullptr, lanes, activation_, errand,
+                          &part.grid};
   for (size_t k = 0; k < weight_->k_blocks(); ++k) {
     Operands here = operands;
     if (slice != nullptr) {
@@ -167,8 +181,17 @@ void Linear::run_chunk(const Frame& frame, const Part& part, size_t chunk, const
   }
   // Last: a kernel writes whole groups, and what it makes of rows that are not there may be NaN.
   inside ? zero_rows(value, weight_->rows(), first, first + rows, lanes) : zero_rows(y, rows, 0, rows, lanes);
-  if (!inside) from_rows(weight_->table(), y, part.samples, weight_->rows(), lanes, first, rows, frame.past,
-                          part.y);
+}
+
+// A chunk of an output, turned to rows at once, or by an errand beside the next one.
+void Linear::leave(const Frame& frame, const Part& part, size_t chunk, const float* y, secateur_errand* errand) const {
+  if (y_.where == Place::arena) return;
+  const size_t first = weight_->first_of(chunk), rows = weight_->rows_of(chunk);
+  if (errand != nullptr && part.samples == part.lanes && part.lanes % panel::tile == 0 && rows % panel::tile == 0) {
+    *errand = {y, part.y + first, rows, part.lanes, weight_->rows(), 0, 0};
+    return;
+  }
+  from_rows(weight_->table(), y, part.samples, weight_->rows(), part.lanes, first, rows, frame.past, part.y);
 }
 
 void run_linear(std::shared_ptr<const Packed> weight, const float* x, size_t n, float* y, const float* bias, int activation) {

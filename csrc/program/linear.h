@@ -35,7 +35,9 @@ class Linear : public Step {
   Part part_of(const Frame& frame, size_t first, float* grids) const;
   Source source(const Part& part) const;
   void fetch(const Part& part, size_t first, size_t columns, float* panel) const;
-  void run_chunk(const Frame& frame, const Part& part, size_t chunk, const float* x, float* slice, float* y) const;
+  void run_chunk(const Frame& frame, const Part& part, size_t chunk, const float* x, float* slice, float* y,
+                 secateur_errand* errand) const;
+  void leave(const Frame& frame, const Part& part, size_t chunk, const float* y, secateur_errand* errand) const;
 
   std::shared_ptr<const Packed> weight_;
   size_t lanes_, narrow_;  // of a frame, and of a part

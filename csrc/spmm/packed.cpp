@@ -228,7 +228,8 @@ void Packed::run(size_t chunk, size_t k, const Operands& operands) const {
                                quads ? scales_.data() + panel::row_of(piece.first) : nullptr,
                                quads ? sums_.data() + panel::row_of(piece.first) : nullptr,
                                quads ? operands.grid->steps : nullptr,
-                               quads ? operands.grid->zeros : nullptr};
+                               quads ? operands.grid->zeros : nullptr,
+                               operands.errand};
     kernel(&stream, &operand);
   }
 }

@@ -25,6 +25,13 @@ def weight_of(rows: int, cols: int) -> Tensor:
     return torch.randn(rows, cols) * random_mask(rows, cols, 0.1, "even-wide")
 
 
+def blocked(rows: int, cols: int) -> Tensor:
+    """Weights in blocks of 16 outputs by 4 inputs, which every layout of blocks can hold."""
+    torch.manual_seed(rows + cols)
+    kept = torch.rand(-(-rows // 16), -(-cols // 4)) < 0.2
+    return torch.randn(rows, cols) * kept.repeat_interleave(16, 0).repeat_interleave(4, 1)[:rows, :cols]
+
+
 def permutation(rows: int, cols: int) -> tuple[Packed, Tensor]:
     """Every output is one input: nothing is rounded."""
     torch.manual_seed(rows + cols)
@@ -49,19 +56,38 @@ def test_narrow_panels_against_float64(isa: str, chunk: int, cols: int) -> None:
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize("layout", ["even", "even-wide", "pairs-wide-bf16", "quads-wide-int8"])
-def test_narrow_panels_have_the_bits_of_wide_ones(isa: str, layout: str) -> None:
-    """A program whose inputs are panels already takes 64 samples side by side; sixteens are narrow anyway."""
-    cols = 4 * NARROW
-    weight, bias = weight_of(100, cols), torch.randn(100)
+@pytest.mark.parametrize("layout", ["block4", "block8", "block16"])
+@pytest.mark.parametrize("rows", [192, 272, 290])
+def test_chunks_that_leave_while_the_next_is_made(isa: str, layout: str, rows: int) -> None:
+    """Chunks of 96 rows: the last one short, in whole squares and not; samples in whole panels and not."""
+    weight, bias = blocked(rows, 60), torch.randn(rows)
+    packed = pack(weight, layout=layout)
+    assert packed.pieces.chunk == 96
+    for samples in (16, 32, 40, 64, 128, 144):
+        x = torch.randn(samples, 60)
+        error = np.abs(run(handle_of(packed, isa), packed, x, bias) - product(x, weight, weight != 0, bias))
+        assert (error <= bound(x, weight, weight != 0, bias)).all(), samples
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize(
+    "layout",
+    ["even", "even-wide", "pairs-wide-bf16", "quads-wide-int8", "block4", "block16", "block16-bf16", "block16-int8"],
+)
+def test_bits_do_not_depend_on_the_way(isa: str, layout: str) -> None:
+    """A program whose inputs are panels already takes 64 samples side by side and turns each chunk when it is done."""
+    rows, cols = 208, 4 * NARROW
+    weight, bias = blocked(rows, cols) if layout.startswith("block") else weight_of(rows, cols), torch.randn(rows)
     packed = pack(weight, layout=layout)
     layer = Node(kind="linear", name="layer", inputs=("x",), output="y", weight=weight, bias=bias)
-    graph = Graph((layer,), {"x": (cols,), "y": (100,)}, ("x",), ("y",))
+    graph = Graph((layer,), {"x": (cols,), "y": (rows,)}, ("x",), ("y",))
     wide = Program(graph, {"y": packed}, 64, core.table(isa), poison=True, spread=True)
     for samples in (64, 90):
         x = torch.randn(samples, cols)
         found = torch.from_numpy(run(handle_of(packed, isa), packed, x, bias)).float()
         assert torch.equal(found, wide.run([x])[0])
+        if layout.startswith("block"):
+            continue  # with 16 samples two sums run side by side
         parts = [run(handle_of(packed, isa), packed, part, bias) for part in x.split(16)]
         assert torch.equal(found, torch.from_numpy(np.concatenate(parts)).float())
 
