@@ -57,12 +57,12 @@ def test_narrow_panels_against_float64(isa: str, chunk: int, cols: int) -> None:
 
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("layout", ["block4", "block8", "block16"])
+@pytest.mark.parametrize("chunk", [96, 192])
 @pytest.mark.parametrize("rows", [192, 272, 290])
-def test_chunks_that_leave_while_the_next_is_made(isa: str, layout: str, rows: int) -> None:
-    """Chunks of 96 rows: the last one short, in whole squares and not; samples in whole panels and not."""
+def test_chunks_that_leave_while_the_next_is_made(isa: str, layout: str, chunk: int, rows: int) -> None:
+    """The last chunk whole or short, in whole squares and not; samples in whole panels and not."""
     weight, bias = blocked(rows, 60), torch.randn(rows)
-    packed = pack(weight, layout=layout)
-    assert packed.pieces.chunk == 96
+    packed = pack(weight, layout=layout, pieces=Pieces(chunk, 96, 16))
     for samples in (16, 32, 40, 64, 128, 144):
         x = torch.randn(samples, 60)
         error = np.abs(run(handle_of(packed, isa), packed, x, bias) - product(x, weight, weight != 0, bias))
