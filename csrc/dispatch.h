@@ -37,6 +37,8 @@ struct KernelTable {
   spmm_fn* spmv_blocks16;
   to_panel_fn* to_panel;
   from_panel_fn* from_panel;
+  from_panel_past_fn* from_panel_past;
+  finish_errand_fn* finish_errand;
   add_fn* add;
   layer_norm_fn* layer_norm;
   spmm_fn* bf16_spmm_rows8;

@@ -63,7 +63,9 @@ Program::Lease::~Lease() {
 Frame Program::Lease::frame(const float* const* inputs, float* const* outputs, size_t first, size_t samples) {
   for (size_t i = 0; i < arena_->inputs.size(); ++i) arena_->inputs[i] = inputs[i] + first * program_.inputs_[i];
   for (size_t i = 0; i < arena_->outputs.size(); ++i) arena_->outputs[i] = outputs[i] + first * program_.outputs_[i];
-  return {arena_->memory.get(), arena_->inputs.data(), arena_->outputs.data(), std::min(program_.lanes_, samples - first)};
+  const size_t widest = program_.outputs_.empty() ? 0 : *std::max_element(program_.outputs_.begin(), program_.outputs_.end());
+  return {arena_->memory.get(), arena_->inputs.data(), arena_->outputs.data(), std::min(program_.lanes_, samples - first), 0,
+          past_caches(widest * samples)};
 }
 
 Frame Program::Lease::sample(const Frame& frame, size_t i) {
@@ -71,7 +73,7 @@ Frame Program::Lease::sample(const Frame& frame, size_t i) {
   for (size_t k = 0; k < arena_->outputs.size(); ++k) {
     arena_->sample_outputs[k] = frame.outputs[k] + i * program_.outputs_[k];
   }
-  return {frame.arena, arena_->sample_inputs.data(), arena_->sample_outputs.data(), 1, i};
+  return {frame.arena, arena_->sample_inputs.data(), arena_->sample_outputs.data(), 1, i, frame.past};
 }
 
 template <typename Run>

@@ -8,12 +8,14 @@
 
 namespace {
 
-struct Square {
+// `past`: results go to memory, not to the caches; they lie in whole lines then.
+template <bool past>
+struct Turn {
   static constexpr size_t side = 16;
 
   // Lane l of the result: 4 floats of row 4 l. Loads put the 4 x 4 squares where they belong, which spares half of the
   // shuffles of a transpose by registers alone.
-  static __m512 gather(const float* p, size_t stride) {
+  static SECATEUR_INLINE __m512 gather(const float* p, size_t stride) {
     __m512 lanes = _mm512_castps128_ps512(_mm_loadu_ps(p));
     lanes = _mm512_insertf32x4(lanes, _mm_loadu_ps(p + 4 * stride), 1);
     lanes = _mm512_insertf32x4(lanes, _mm_loadu_ps(p + 8 * stride), 2);
@@ -21,24 +23,30 @@ struct Square {
   }
 
   // The squares of 4 x 4 turned, and 4 rows of the result stored.
-  static void put(__m512 a0, __m512 a1, __m512 a2, __m512 a3, float* to, size_t stride) {
+  static SECATEUR_INLINE void put(__m512 a0, __m512 a1, __m512 a2, __m512 a3, float* to, size_t stride) {
     const __m512 b0 = _mm512_unpacklo_ps(a0, a1), b1 = _mm512_unpackhi_ps(a0, a1);
     const __m512 b2 = _mm512_unpacklo_ps(a2, a3), b3 = _mm512_unpackhi_ps(a2, a3);
-    _mm512_storeu_ps(to, _mm512_shuffle_ps(b0, b2, 0x44));
-    _mm512_storeu_ps(to + stride, _mm512_shuffle_ps(b0, b2, 0xee));
-    _mm512_storeu_ps(to + 2 * stride, _mm512_shuffle_ps(b1, b3, 0x44));
-    _mm512_storeu_ps(to + 3 * stride, _mm512_shuffle_ps(b1, b3, 0xee));
+    store(to, _mm512_shuffle_ps(b0, b2, 0x44));
+    store(to + stride, _mm512_shuffle_ps(b0, b2, 0xee));
+    store(to + 2 * stride, _mm512_shuffle_ps(b1, b3, 0x44));
+    store(to + 3 * stride, _mm512_shuffle_ps(b1, b3, 0xee));
   }
 
-  static void run(const float* from, size_t from_stride, float* to, size_t to_stride) {
+  static SECATEUR_INLINE void store(float* to, __m512 x) { past ? _mm512_stream_ps(to, x) : _mm512_storeu_ps(to, x); }
+
+  static constexpr size_t few = 4;
+  static SECATEUR_INLINE void part(const float* from, size_t from_stride, float* to, size_t to_stride) {
+    put(gather(from, from_stride), gather(from + from_stride, from_stride), gather(from + 2 * from_stride, from_stride),
+        gather(from + 3 * from_stride, from_stride), to, to_stride);
+  }
+
+  static SECATEUR_INLINE void run(const float* from, size_t from_stride, float* to, size_t to_stride) {
 #pragma GCC unroll 4
-    for (size_t j = 0; j < 4; ++j) {
-      const float* p = from + 4 * j;
-      put(gather(p, from_stride), gather(p + from_stride, from_stride), gather(p + 2 * from_stride, from_stride),
-          gather(p + 3 * from_stride, from_stride), to + 4 * j * to_stride, to_stride);
-    }
+    for (size_t j = 0; j < 4; ++j) part(from + 4 * j, from_stride, to + 4 * j * to_stride, to_stride);
   }
 };
+
+using Square = Turn<false>;
 
 // A window stays in four registers for the steps that share it, and a step is two permutations of 32 floats. Its last place
 // is nobody's and holds 0 here: lanes without a weight multiply 0 by that, so no step needs a mask for them.

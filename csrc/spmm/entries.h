@@ -17,6 +17,9 @@
   void secateur_from_panel_##isa(const float* panel, size_t n, size_t stride, size_t features, size_t width, float* samples) {\
     panel_to_samples<Square>(panel, n, stride, features, width, samples);                                               \
   }                                                                                                                     \
+  void secateur_finish_errand_##isa(secateur_errand* errand) {                                                          \
+    while (errand->sample < errand->width) next_square<Square>(errand);                                                 \
+  }                                                                                                                     \
   void secateur_add_##isa(const float* x, const float* other, float* y, size_t n, int activation) {                     \
     add_of<L>(x, other, y, n, activation);                                                                              \
   }                                                                                                                     \

@@ -24,6 +24,14 @@ enum secateur_activation {
   secateur_activations  // how many there are
 };
 
+// A finished panel on its way to row-major samples, square by square (errand.h): features and width are multiples of 16.
+typedef struct {
+  const float* panel;
+  float* samples;
+  size_t features, width, stride;
+  size_t feature, sample;  // of the next square; sample is width when all is done
+} secateur_errand;
+
 // The streams of one K-block, and how many groups of rows they describe. Trusted: checked once, at creation.
 typedef struct {
   const void* counts;
@@ -49,6 +57,7 @@ typedef struct {
   const int32_t* sums;   // of the weights of each row
   const float* steps;    // what 1 is in each sample of x
   const int32_t* zeros;  // what 0 is there
+  secateur_errand* errand;  // of blocks: a square after each 4 rows; or null
 } secateur_panel;
 
 typedef void spmm_fn(const secateur_stream* stream, const secateur_panel* panel);
@@ -146,6 +155,12 @@ typedef void to_panel_fn(const float* samples, size_t n, size_t stride, size_t f
 
 // panel[features][width] to columns of samples[n][stride].
 typedef void from_panel_fn(const float* panel, size_t n, size_t stride, size_t features, size_t width, float* samples);
+
+// The same past the caches, where the instruction set can: for samples that are too many for them. The caller fences.
+typedef void from_panel_past_fn(const float* panel, size_t n, size_t stride, size_t features, size_t width, float* samples);
+
+// What is left of an errand.
+typedef void finish_errand_fn(secateur_errand* errand);
 
 // y = activation(x + other), n floats; other may be null.
 typedef void add_fn(const float* x, const float* other, float* y, size_t n, int activation);

@@ -109,6 +109,14 @@ size_t Packed::chunks() const { return (shape_.rows + shape_.chunk - 1) / shape_
 size_t Packed::rows_of(size_t chunk) const { return std::min(shape_.chunk, shape_.rows - chunk * shape_.chunk); }
 size_t Packed::columns_of(size_t k) const { return std::min(shape_.block, columns() - std::min(columns(), column_of(k))); }
 
+// Rows that share no loads read every activation from where it lies: a slice of x should nearly fit the first cache.
+size_t Packed::lanes(size_t most) const {
+  constexpr size_t slice = size_t(50) << 10;  // bytes
+  const size_t row = panel::columns(columns_of(0)) * sizeof(float);
+  if (layout_ == Layout::even) while (most > tile && most * row > slice) most /= 2;
+  return most;
+}
+
 // What the kernels trust: that counts, indices and row names stay inside the streams, the K-block and the chunk.
 void Packed::walk() {
   for (size_t chunk = 0; chunk < chunks(); ++chunk) {
@@ -247,7 +255,8 @@ void Packed::run(size_t chunk, size_t k, const Operands& operands) const {
                                quads ? scales_.data() + panel::row_of(piece.first) : nullptr,
                                quads ? sums_.data() + panel::row_of(piece.first) : nullptr,
                                quads ? operands.grid->steps : nullptr,
-                               quads ? operands.grid->zeros : nullptr};
+                               quads ? operands.grid->zeros : nullptr,
+                               operands.errand};
     kernel(&stream, &operand);
   }
 }

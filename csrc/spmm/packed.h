@@ -47,6 +47,7 @@ struct Operands {
   const float* residual;  // as y, or null
   size_t lanes;           // 1, 16, 32, 64
   int activation;
+  secateur_errand* errand = nullptr;
   const secateur_grid* grid = nullptr;  // of the samples of x, where they are quads
 };
 
@@ -70,6 +71,12 @@ class Packed {
   size_t k_blocks() const;
   size_t column_of(size_t k_block) const { return k_block * shape_.block; }
   size_t columns_of(size_t k_block) const;
+
+  // Samples side by side, of at most so many, that suit this layout best where nothing else decides.
+  size_t lanes(size_t most) const;
+
+  // Whether its kernel does an errand.
+  bool runs_errands() const { return layout_ == Layout::blocks; }
 
   // One K-block of one chunk. The first K-block starts from bias and residual, the last one activates.
   void run(size_t chunk, size_t k_block, const Operands& operands) const;

@@ -101,7 +101,7 @@ def _in_words(weight: Tensor, lanes: int, inputs: int) -> list[str]:
     else:
         found = [f"{name}-rows-{end}"] if 0.1 < density < 0.85 else []
         found += [f"{name}-{end}"] if density < 0.5 else []
-        found += [f"{name}-wide-{end}"] if density < (0.5 if lanes <= 32 else 0.08) else []
+        found += [f"{name}-wide-{end}"] if density < (0.5 if lanes <= 32 else 0.12) else []
         found += [f"{name}-csr-{end}"] if density < 0.08 else []
     return found if density < 0.4 and found else [*found, f"dense-{end}"]
 

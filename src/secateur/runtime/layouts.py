@@ -161,7 +161,7 @@ LAYOUTS: dict[str, Layout] = {
     "even-wide": Layout(
         "even",
         4,
-        "as even, without K-blocks; for up to 16 samples",
+        "as even, without K-blocks; for up to 16 samples, or sparsity from 95 %",
         _named,
         columns.pack_even,
         columns.unpack_even,
