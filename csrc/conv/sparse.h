@@ -20,21 +20,24 @@ struct Part {
   bool ahead;
 };
 
-// Where the sums will go, and what will be added, comes near while the products are taken.
-template <int R, int V>
-SECATEUR_INLINE void fetch_results(const secateur_conv_tile& tile, size_t row, size_t column, int lanes) {
+// Where the sums of 16 images will go, and what will be added, comes near a group ahead: the products of one take less
+// time than the memory. The next group is at `ahead`, if there is one.
+template <int L, int R, int V>
+SECATEUR_INLINE void fetch_results(const Part& part, const uint16_t* ahead) {
+  const secateur_conv_tile& tile = part.tile;
+  if (!tile.images || !tile.last) return;
+  const size_t row = *ahead * size_t(R);
+  const bool apart = tile.residual != nullptr && tile.residual != tile.y;
   for (size_t r = row; r < row + R && r < tile.channels; ++r) {
-    const size_t end = column + size_t(V) * size_t(lanes);
-    for (size_t at = column; at < end; at += 16) {
+    for (size_t at = part.column; at < part.column + size_t(V) * L; at += 16) {
       __builtin_prefetch(tile.y + r * tile.y_stride + at, 1, 3);
-      if (tile.residual != nullptr) __builtin_prefetch(tile.residual + r * tile.residual_stride + at, 0, 3);
+      if (apart) __builtin_prefetch(tile.residual + r * tile.residual_stride + at, 0, 3);
     }
   }
 }
 
 template <int L, int R, int V>
 SECATEUR_INLINE void begin(Sums<L, R, V>& sums, const Part& part, size_t row) {
-  if (part.tile.images && part.tile.last) fetch_results<R, V>(part.tile, row, part.column, L);
 #pragma GCC unroll 4
   for (size_t r = 0; r < R; ++r) {
     if (part.tile.first) {
@@ -154,6 +157,7 @@ void blocks_of(const secateur_conv_stream& stream, const Part& part) {
   for (size_t group = 0; group < stream.groups; ++group, counts += 2) {
     const size_t row = counts[0] * size_t(R), n = counts[1];
     if (part.ahead) fetch_ahead(part.tile.ahead, group, stream.groups);
+    fetch_results<L, R, V>(part, group + 1 < stream.groups ? counts + 2 : counts);
     Sums<L, R, V> sums;
     begin(sums, part, row);
     size_t i = 0;
@@ -215,6 +219,7 @@ void rows_of(const secateur_conv_stream& stream, const Part& part) {
   for (size_t group = 0; group < stream.groups; ++group, counts += 1 << R) {
     const size_t row = counts[0] * size_t(R);
     if (part.ahead) fetch_ahead(part.tile.ahead, group, stream.groups);
+    fetch_results<L, R, V>(part, group + 1 < stream.groups ? counts + (1 << R) : counts);
     Sums<L, R, V> sums;
     begin(sums, part, row);
     run_patterns<1, S>(sums, counts + 1, part.tile.x + part.column * S, stream.shift, offset, value);
