@@ -15,7 +15,7 @@ from secateur.runtime.conv_layouts import beside_of
 from secateur.runtime.geometry import is_image
 from secateur.runtime.graph import KINDS, Graph, Node, reference
 from secateur.runtime.linear import ACTIVATIONS
-from secateur.runtime.lineups import lineups, turn_times
+from secateur.runtime.lineups import best_layouts, lineups, turn_times
 from secateur.runtime.paths import Costs, cheapest
 from secateur.runtime.program import Program
 from tests.native.oracle import instruction_sets, needs_core
@@ -213,6 +213,22 @@ def test_turning_is_measured_for_every_image(network: Graph) -> None:
     found = turn_times(network, 16)
     assert set(found) == {(name, way) for name in network.shapes if is_image(network, name) for way in (1, 16)}
     assert all(us > 0 for us in found.values())
+
+
+def test_layers_that_do_the_same_work_share_their_times() -> None:
+    """`b` had a busy moment with what is best for `a`, which does the same; `c` does other work, `d` has more zeros."""
+    torch.manual_seed(2)
+    nodes = [conv(y, x, (4, 4, 3 if y != "c" else 1)) for x, y in itertools.pairwise("xabcd")]
+    a, b, _, d = (node.weight for node in nodes)
+    assert a is not None and b is not None and d is not None  # noqa: PT018
+    b[:], d[:3] = a, 0
+    graph = Graph(tuple(nodes), dict.fromkeys("xabcd", (4, 6, 6)), ("x",), ("d",))
+    quiet = {"a": (2.0, 5.0), "b": (9.0, 6.0), "c": (9.0, 6.0), "d": (9.0, 6.0)}
+    names = ("direct", "copied")
+    runs = [(dict.fromkeys(quiet, layout), {n: us[i] for n, us in quiet.items()}) for i, layout in enumerate(names)]
+    layouts, times = best_layouts(graph, runs, 16)
+    assert layouts == {"a": "direct", "b": "direct", "c": "copied", "d": "copied"}
+    assert times["b"] == {"direct": 2.0, "copied": 5.0}
 
 
 def test_lineups_go_one_way_each(network: Graph) -> None:

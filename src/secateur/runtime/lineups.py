@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def lineups(graph: Graph, tries: Mapping[str, tuple[str, ...]]) -> list[Layouts]
 
 
 def best_layouts(
-    graph: Graph, runs: list[tuple[Layouts, Mapping[str, float]]], samples: int
+    graph: Graph, runs: Sequence[tuple[Layouts, Mapping[str, float]]], samples: int
 ) -> tuple[Layouts, dict[str, dict[str, float]]]:
     """The fastest layout of every layer; where images may lie either way, on the cheapest path through the graph.
 
@@ -53,12 +53,13 @@ def best_layouts(
         samples: that were timed.
 
     Returns:
-        Output of a layer -> layout, and layer -> layout -> microseconds.
+        Output of a layer -> layout, and layer -> layout -> microseconds, the least among layers that do the same work.
     """
     times: dict[str, dict[str, float]] = {}
     for layouts, steps in runs:
         for name, layout in layouts.items():
             times.setdefault(name, {}).setdefault(layout, steps[name])
+    times = _pooled(graph, times)
     convs = {node.output for node in graph.nodes if node.kind == "conv"}
     ways = {way for name in convs for way in map(beside_of, times[name])}
     lying: dict[str, int] = {}
@@ -71,8 +72,26 @@ def best_layouts(
     return {name: min(some, key=times[name].__getitem__) for name, some in allowed.items()}, times
 
 
+def _pooled(graph: Graph, times: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The least time of each layout among layers that do the same work: a busy moment then misleads none of them."""
+    least: dict[Any, dict[str, float]] = {}
+    kinds: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.weight is None:
+            continue
+        sizes = tuple(node.weight.shape), graph.shapes[node.inputs[0]], graph.shapes[node.output]
+        same = kinds[node.output] = (
+            node.kind, sizes, node.stride, node.padding, node.residual, node.activation, round(node.sparsity, 2),
+            tuple(times[node.output]),
+        )  # fmt: skip
+        best = least.setdefault(same, dict(times[node.output]))
+        for layout, us in times[node.output].items():
+            best[layout] = min(best[layout], us)
+    return {name: dict(least[kinds[name]]) for name in times}
+
+
 def _costs(
-    graph: Graph, runs: list[tuple[Layouts, Mapping[str, float]]], times: dict[str, dict[str, float]], samples: int
+    graph: Graph, runs: Sequence[tuple[Layouts, Mapping[str, float]]], times: dict[str, dict[str, float]], samples: int
 ) -> Costs:
     convs = {node.output for node in graph.nodes if node.kind == "conv"}
     steps: dict[tuple[str, int], float] = {}
