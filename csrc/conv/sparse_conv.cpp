@@ -13,7 +13,7 @@ size_t rounded(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 SparseConv::SparseConv(const KernelTable& table, const Planes& x, const Planes& y, const Window& window,
                        const ConvCut& cut, const ConvStreams& streams, Place from, Place to, const Place* residual,
-                       const float* bias, int activation)
+                       const float* bias, int activation, bool past)
     : table_(table),
       x_(x),
       y_(y),
@@ -23,7 +23,8 @@ SparseConv::SparseConv(const KernelTable& table, const Planes& x, const Planes& 
       to_(to),
       residual_(residual == nullptr ? Place{} : *residual),
       has_residual_(residual != nullptr),
-      activation_(activation) {
+      activation_(activation),
+      past_(past) {
   window.check(x, y);
   cut_.block = std::min(cut_.block, inputs());
   choose_kernel();
@@ -55,6 +56,9 @@ void SparseConv::check() const {
     refuse("planes lie in the arena");
   }
   if (cut_.lanes != 8 && cut_.lanes != 16) refuse("vectors have 8 or 16 lanes");
+  if (past_ && (x_.lanes == 1 || has_residual_ || to_.at % Planes::vector != 0)) {
+    refuse("results of 16 images side by side go past the caches, whole cache lines without a residual");
+  }
   const bool whole = cut_.chunk >= 1 && cut_.chunk <= 32768 && cut_.chunk % cut_.unit == 0;
   if (cut_.tile < 1 || cut_.tile > 64 || cut_.block < 1 || !whole) refuse("tile, block and chunk do not fit");
   if (x_.lanes != y_.lanes) refuse("x and y have as many images side by side");
@@ -169,6 +173,7 @@ void SparseConv::run(const Frame& frame, size_t piece) const {
   work.channels = channels;
   work.activation = activation_;
   work.images = x_.lanes > 1;
+  work.past = past_;
   if (part == 0) y_.zero_margins(y, channels, y_.lanes > 1 ? y_.line() : cut_.direct ? y_.row : row_);
   for (size_t i = part * tiles_.size() / parts(); i < (part + 1) * tiles_.size() / parts(); ++i) {
     const Tile& tile = tiles_[i];

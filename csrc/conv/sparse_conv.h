@@ -47,10 +47,11 @@ class SparseConv : public Step {
  public:
   // bias: one per channel of y, copied, or null; residual: where a value of y's geometry lies, or null. y does not
   // overlap x; of 16 images side by side it may be laid over the residual, place for place. The streams hold group after group, in a group chunk after chunk, in a chunk block
-  // after block. Throws std::invalid_argument.
+  // after block. past: results of 16 images side by side, without a residual, go past the caches; for values that are
+  // larger. Throws std::invalid_argument.
   SparseConv(const KernelTable& table, const Planes& x, const Planes& y, const Window& window, const ConvCut& cut,
              const ConvStreams& streams, Place from, Place to, const Place* residual, const float* bias,
-             int activation);
+             int activation, bool past = false);
   size_t pieces() const override { return window_.groups * chunks() * parts(); }
   void run(const Frame& frame, size_t piece) const override;
 
@@ -93,6 +94,7 @@ class SparseConv : public Step {
   bool has_residual_;
   std::vector<float> bias_;
   int activation_;
+  bool past_;
   conv_fn* kernel_ = nullptr;
   size_t shift_ = 0;
   size_t row_ = 0;                          // copied: floats of a row

@@ -65,6 +65,26 @@ def test_images_one_after_another_do_not_lie_over_their_residual() -> None:
         conv_step("portable", work, replace(cut_of(), tile=2), (0, 4096 * 16, 4096 * 16))
 
 
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_results_may_go_past_the_caches(isa: str) -> None:
+    for kernel, step, (layout, unit) in itertools.product((1, 3), (1, 2), KERNELS):
+        work = layer((6, 9), (9, 14), Window(kernel, kernel, step, kernel // 2), 0.5, (1, 1), False, "relu")
+        cut = replace(cut_of(layout, unit, 5), direct=kernel > 1)
+        check(isa, fitting(work, layout, unit), cut, 16, past=True, threads=2 if step == 1 else 1)
+
+
+def test_only_whole_cache_lines_without_a_residual_go_past_the_caches() -> None:
+    work = layer((6, 9), (9, 14), Window(1, 1))
+    many = side_by_side(work)
+    for wrong, cut, at in (
+        (work, replace(cut_of(), direct=False), 4096),
+        (many, cut_of(), 4104),
+        (replace(many, residual=np.zeros((9, 9, 14), np.float32)), cut_of(), 4096),
+    ):
+        with pytest.raises(ValueError, match="past the caches"):
+            conv_step("portable", wrong, cut, (0, at, 0), past=True)
+
+
 def test_threads_share_the_tiles() -> None:
     """More tiles than pieces, as many, fewer."""
     for size, tile in itertools.product([(7, 7), (12, 14), (2, 1)], (1, 3, 5)):

@@ -55,8 +55,13 @@ def probe(isa: str, y: Planes, at: tuple[int, int]) -> tuple[Any, Planes]:
     return conv_step(isa, work, cut_of(tile=3, block=1, chunk=1), (*at, 0)), z
 
 
-def run(isa: str, images: list[Layer], cut: Cut, over: bool = False, threads: int = 1) -> tuple[Array, Array]:
-    """Results of all images, ``over`` the residual or not, and their sums over windows that reach into the padding."""
+def run(
+    isa: str, images: list[Layer], cut: Cut, over: bool = False, past: bool = False, threads: int = 1
+) -> tuple[Array, Array]:
+    """Results of all images, and their sums over windows that reach into the padding.
+
+    ``over``: laid over the residual; ``past``: written past the caches.
+    """
     table, work = core.table(isa), images[0]
     at = np.cumsum([0, work.x.floats, work.y.floats, work.y.floats]).tolist()
     at[2] = at[1] if over else at[2]
@@ -66,7 +71,7 @@ def run(isa: str, images: list[Layer], cut: Cut, over: bool = False, threads: in
     if work.residual is not None:
         inputs.append(np.stack([image.residual for image in images if image.residual is not None]))
         steps.append(core.ToPlanes(table, native_planes(work.y), place("input", 1), place("arena", at[2])))
-    steps += [conv_step(isa, work, cut, (0, at[1], at[2])), sums]
+    steps += [conv_step(isa, work, cut, (0, at[1], at[2]), past=past), sums]
     steps.append(core.FromPlanes(table, native_planes(work.y), place("arena", at[1]), place("output", 0)))
     steps.append(core.FromPlanes(table, native_planes(z), place("arena", at[3]), place("output", 1)))
     shape = (len(images), work.y.channels, work.y.height, work.y.width)
@@ -81,9 +86,9 @@ def run(isa: str, images: list[Layer], cut: Cut, over: bool = False, threads: in
     return outputs[0], outputs[1]
 
 
-def check(isa: str, work: Layer, cut: Cut, count: int = 16, over: bool = False, threads: int = 1) -> None:
+def check(isa: str, work: Layer, cut: Cut, count: int = 16, **how: Any) -> None:
     images = images_of(side_by_side(work), count)
-    found, sums = run(isa, images, cut, over, threads)
+    found, sums = run(isa, images, cut, **how)
     for image, result, around in zip(images, found, sums, strict=True):
         wanted = expected(image)
         size = float(np.abs(wanted).max(initial=1.0))
