@@ -32,14 +32,17 @@ def lineups(graph: Graph, tries: Mapping[str, tuple[str, ...]]) -> list[Layouts]
     """
     convs = {node.output for node in graph.nodes if node.kind == "conv"}
     found: list[Layouts] = []
-    for way in sorted({beside_of(layout) for name in convs for layout in tries[name]}) or [1]:
-        here = {
-            name: [layout for layout in layouts if name not in convs or beside_of(layout) == way] or list(layouts)
-            for name, layouts in tries.items()
-        }
-        for i in range(max(map(len, here.values()), default=1)):
+    for way in sorted({beside_of(layout) for name in convs for layout in tries[name]}):
+        here = {name: [layout for layout in tries[name] if beside_of(layout) == way] or tries[name] for name in convs}
+        for i in range(max(map(len, here.values()))):
             found.append({name: layouts[min(i, len(layouts) - 1)] for name, layouts in here.items()})
-    return found
+    others = {name: layouts for name, layouts in tries.items() if name not in convs}  # they go the same way in all
+    while len(found) < max(map(len, others.values()), default=1):
+        found.append(dict(found[-1]) if found else {})
+    return [
+        some | {name: layouts[min(i, len(layouts) - 1)] for name, layouts in others.items()}
+        for i, some in enumerate(found)
+    ]
 
 
 def best_layouts(
