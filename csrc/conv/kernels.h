@@ -44,6 +44,7 @@ typedef struct {
   int first, last;        // block of channels
   secateur_conv_ahead ahead;
   int images;  // 16 images side by side: each pixel is a cache line
+  int past;    // of such: results are not wanted in the caches
   int activation;
 } secateur_conv_tile;
 

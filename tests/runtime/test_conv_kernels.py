@@ -88,9 +88,14 @@ def place(where: str, at: int) -> Any:
 
 
 def conv_step(
-    isa: str, work: Layer, cut: Cut, at: tuple[int, int, int], streams: tuple[Array, ...] | None = None
+    isa: str,
+    work: Layer,
+    cut: Cut,
+    at: tuple[int, int, int],
+    streams: tuple[Array, ...] | None = None,
+    past: bool = False,
 ) -> Any:
-    """The step; ``at``: of input, output and residual in the arena."""
+    """The step; ``at``: of input, output and residual in the arena; ``past``: results go past the caches."""
     found = streams or pack_conv(work.weight, work.mask, cut, work.x, work.y, work.window)
     counts, offsets, values = arrays = tuple(np.ascontiguousarray(stream) for stream in found)
     window = work.window
@@ -100,7 +105,7 @@ def conv_step(
         core.ConvCut(cut.layout, cut.unit, cut.direct, cut.lanes, cut.tile, cut.block, cut.chunk),
         address(counts), counts.size, address(offsets), offsets.size, address(values), values.size,
         place("arena", at[0]), place("arena", at[1]), None if work.residual is None else place("arena", at[2]),
-        address(work.bias), ACTIVATIONS[work.activation][0],
+        address(work.bias), ACTIVATIONS[work.activation][0], past,
     )  # fmt: skip
 
 

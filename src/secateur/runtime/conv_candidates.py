@@ -14,6 +14,7 @@ _REACH = 65_535  # offsets have 16 bits
 _LONGEST = 14  # vectors that registers hold
 _BESIDE = 44 * 256  # floats of 16 images that a block of channels may take where several taps read them
 _BESIDE_ONE = 72 * 256  # and with one tap
+_PAYING = 16  # output channels that pay for copying the pixels of 16 images
 _WIDE = {1: 8, 2: 8, 4: 6}  # pixels of 16 images that a group of so many output channels takes at once
 
 
@@ -74,24 +75,40 @@ def image_candidates(x: Planes, y: Planes, window: Window, density: float, threa
         [('blocks', 1, 7), ('rows', 4, 5)]
     """
     outputs = y.channels // window.groups
+    copied = window.height * window.width == 1 and outputs >= _PAYING
     if density == 1 and outputs >= 2:
         units = [("blocks", 4 if outputs > 2 else 2)]
-    elif outputs == 1 or density < _SPARSE:
+    elif outputs == 1 or (density < _SPARSE and not copied):
         units = [("blocks", 1)]
     else:
         units = [("blocks", 1), ("rows", 4 if outputs > 2 else 2)]
+        units = units[::-1] if copied else units
     cuts: list[Cut] = []
     for layout, unit in units:
-        tile = _even(y.width, _WIDE[unit]) if window.step <= 2 else 1
-        pixels = (tile - 1) * window.step + window.dilation * (window.width - 1) + 1
-        taps = window.height * window.width
-        block = (_BESIDE // (window.height * pixels * 16)) if taps > 1 else _BESIDE_ONE // (tile * 16)
-        block = 2 * block if density < _SPARSE else block
-        far = window.dilation * ((window.height - 1) * x.row + (window.width - 1) * 16) >> 4
-        block = _even(x.channels // window.groups, min(block, (_REACH - far) // (x.stride >> 4) + 1))
-        chunk = -(-outputs // threads)
-        cuts.append(Cut(layout, unit, True, 16, tile, block, min(-(-chunk // unit) * unit, 32768)))
+        tile, block = (_neighbours if copied else _where_they_are)(x, y, window, density, unit)
+        chunk = outputs if copied else -(-outputs // threads)  # threads share the tiles of what is copied
+        cuts.append(Cut(layout, unit, not copied, 16, tile, block, min(-(-chunk // unit) * unit, 32768)))
     return cuts
+
+
+def _where_they_are(x: Planes, y: Planes, window: Window, density: float, unit: int) -> tuple[int, int]:
+    """Tile and block of 16 images side by side."""
+    tile = _even(y.width, _WIDE[unit]) if window.step <= 2 else 1
+    pixels = (tile - 1) * window.step + window.dilation * (window.width - 1) + 1
+    taps = window.height * window.width
+    block = (_BESIDE // (window.height * pixels * 16)) if taps > 1 else _BESIDE_ONE // (tile * 16)
+    block = 2 * block if density < _SPARSE else block
+    far = window.dilation * ((window.height - 1) * x.row + (window.width - 1) * 16) >> 4
+    return tile, _even(x.channels // window.groups, min(block, (_REACH - far) // (x.stride >> 4) + 1))
+
+
+def _neighbours(x: Planes, y: Planes, window: Window, density: float, unit: int) -> tuple[int, int]:
+    """The same where the pixels of a tile are copied: fewer of them the more channels there are."""
+    inputs = x.channels // window.groups
+    if density == 1:
+        return _WIDE[4], _even(inputs, 192)
+    tile, block = (8 if inputs <= 128 else 5, 160) if unit == 1 else (min(6, max(3, 640 // inputs)), 256)
+    return tile, _even(inputs, 2 * block if density < _SPARSE else block)
 
 
 def _ways(x: Planes, y: Planes, window: Window) -> list[bool]:

@@ -98,9 +98,10 @@ class Cut:
         layout: a key of ``LAYOUTS``.
         unit: output channels of a group.
         direct: pixels are read where they are; needs 16 images side by side, or step 1 and equal rows of input and
-            output. Else what a tile needs is first copied to where all taps are aligned.
+            output. Else what a tile needs is first copied to where all taps are aligned; of 16 images side by side,
+            for a kernel of 1 x 1 alone, to where the pixels of all channels are neighbours.
         lanes: 8 or 16 floats in a vector.
-        tile: rows of output pixels; where direct, vectors.
+        tile: rows of output pixels; where direct or side by side, vectors.
         block: input channels whose pixels stay in the first cache.
         chunk: output channels, a multiple of the unit.
     """
@@ -135,6 +136,8 @@ class Cut:
             shift = 4 if x.lanes > 1 or window.height * window.width == 1 else 0
             taps = rows * x.row + columns * (window.dilation * x.lanes)
             return x.stride >> shift, taps >> shift, shift
+        if x.lanes > 1:
+            return self.tile, np.zeros((window.height, window.width), np.int64), 4
         row = _rounded(y.width, self.lanes)
         tile = min(self.tile, y.height)
         phase, place = rows[:, 0] % window.step, rows[:, 0] // window.step
