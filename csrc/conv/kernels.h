@@ -15,7 +15,7 @@ extern "C" {
 // The streams of one chunk of output channels and one block of input channels. Trusted: checked once, at creation.
 // Groups of `unit` output channels share their offsets; they stand in any order, best by rising count.
 typedef struct {
-  const uint16_t* counts;  // per group: its number, then how many offsets it has (of each pattern)
+  const uint16_t* counts;  // per group: its number, then how many offsets it has (of each pattern); even: see there
   const uint16_t* offsets;
   const float* values;
   size_t groups;
@@ -55,6 +55,11 @@ typedef conv_fn conv_blocks_fn;
 // Unstructured, 2 or 4 output channels: offsets by occupancy pattern (bit r: channel r), a count per pattern from 1 on;
 // values of an offset in the order of its channels.
 typedef conv_fn conv_rows_fn;
+
+// Unstructured, groups of 4 output channels that keep (almost) as many weights each in this block, whichever channels
+// those are. counts[group][9]: steps, then for each of the four its number and how many offsets it has beyond them. Per
+// step 4 offsets and 4 values, one for each channel; then the rest, channel by channel.
+typedef conv_fn conv_even_fn;
 
 // Rows of `floats` floats, a multiple of 8, out of a plane: to[i * to_stride + j] = from[i * from_stride + j * step].
 // May read up to step - 1 floats behind the last one.

@@ -23,8 +23,8 @@ struct Window {
 
 // How a convolution is cut.
 struct ConvCut {
-  std::string layout;  // blocks (with unit 1: single weights) or rows
-  size_t unit;         // output channels of a group: 1, 2, 4; of rows 2, 4
+  std::string layout;  // blocks (with unit 1: single weights), rows or even
+  size_t unit;         // output channels of a group: 1, 2, 4; of rows 2, 4; of even 4
   bool direct;         // x is read where it is: 16 images side by side, or step 1 and rows of x and y equally long
   size_t lanes;        // 8 or 16 floats in a vector
   size_t tile;         // rows of output pixels; where direct, vectors, at most
@@ -63,12 +63,18 @@ class SparseConv : public Step {
     std::vector<int32_t> out, mask;
   };
 
+  struct Taken {
+    size_t offsets, values;
+  };
+
   void choose_kernel();
   void check() const;
   void cut_copied();
   void cut_direct();
   void cut_images();
   void add_shape(size_t vectors);
+  size_t header() const { return cut_.layout == "even" ? 9 : cut_.layout == "rows" ? size_t(1) << cut_.unit : 2; }
+  Taken taken_of(const uint16_t* count, std::vector<bool>& seen) const;
   void walk(const ConvStreams& streams);
   // Of a group: channels in and out, and what they are cut into.
   size_t inputs() const { return x_.channels / window_.groups; }

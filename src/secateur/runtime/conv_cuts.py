@@ -10,7 +10,7 @@ from secateur.runtime.columns import Array
 
 __all__ = ["LAYOUTS", "Cut", "Planes", "Window"]
 
-LAYOUTS = {"blocks": (1, 2, 4), "rows": (2, 4)}
+LAYOUTS = {"blocks": (1, 2, 4), "rows": (2, 4), "even": (4,)}
 """Layout -> units: how many output channels a group has. ``blocks`` of unit 1 are single weights."""
 
 _VECTOR = 16
