@@ -61,10 +61,19 @@ typedef conv_fn conv_rows_fn;
 // step 4 offsets and 4 values, one for each channel; then the rest, channel by channel.
 typedef conv_fn conv_even_fn;
 
-// Rows of `floats` floats, a multiple of 8, out of a plane: to[i * to_stride + j] = from[i * from_stride + j * step].
-// May read up to step - 1 floats behind the last one.
-typedef void conv_gather_fn(const float* from, size_t from_stride, size_t step, float* to, size_t to_stride,
-                            size_t rows, size_t floats);
+// Pixels for a tile, to where all taps are aligned: of every channel, for every column of the kernel and every phase of the
+// step, `rows` rows of every step-th pixel.
+typedef struct {
+  const float* x;  // where the first tap of the tile's first pixel lies in the first plane
+  size_t stride, channels, x_row, step;
+  size_t columns, dilation;  // of the kernel
+  const size_t* rows;        // [step]: of each phase, 0 where no tap meets it
+  size_t missing;            // so many of them are not there at the end of a plane; they keep their places
+  size_t floats;             // of a copied row, a multiple of 8; up to step - 1 floats behind the last one may be read
+  float* to;
+} secateur_gather;
+
+typedef void conv_gather_fn(const secateur_gather* gather);
 
 // Pooling of one plane.
 typedef struct {

@@ -97,10 +97,8 @@ void SparseConv::cut_copied() {
   row_ = rounded(y_.width, cut_.lanes);
   const size_t tile = std::min(cut_.tile, y_.height), vectors = row_ / cut_.lanes;
   phase_rows_.assign(window_.step, 0);
-  phase_.assign(window_.step, 0);
   size_t rows = 0;
   for (size_t f = 0; f < window_.step; ++f) {
-    phase_[f] = rows;
     for (size_t h = 0; h < window_.height; ++h) {
       if (h * window_.dilation % window_.step == f) phase_rows_[f] = tile + h * window_.dilation / window_.step;
     }
@@ -238,18 +236,10 @@ void SparseConv::walk(const ConvStreams& streams) {
 }
 
 void SparseConv::gather(const float* x, const Tile& tile, size_t block, float* to) const {
-  const size_t cut = std::min(cut_.tile, y_.height) - tile.rows;  // the last tile has fewer rows
-  const float* plane = x + block * cut_.block * x_.stride + tile.x;
-  for (size_t c = 0; c < inputs_of(block); ++c, plane += x_.stride) {
-    for (size_t w = 0; w < window_.width; ++w) {
-      for (size_t f = 0; f < window_.step; ++f) {
-        if (phase_rows_[f] == 0) continue;
-        table_.conv_gather(plane + f * x_.row + w * window_.dilation, window_.step * x_.row, window_.step, to, row_,
-                           phase_rows_[f] - cut, row_);
-        to += phase_rows_[f] * row_;
-      }
-    }
-  }
+  const secateur_gather work{x + block * cut_.block * x_.stride + tile.x, x_.stride, inputs_of(block), x_.row,
+                             window_.step, window_.width, window_.dilation, phase_rows_.data(),
+                             std::min(cut_.tile, y_.height) - tile.rows, row_, to};  // the last tile has fewer rows
+  table_.conv_gather(&work);
 }
 
 // The slice that comes after this one.

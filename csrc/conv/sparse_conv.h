@@ -99,7 +99,7 @@ class SparseConv : public Step {
   size_t shift_ = 0;
   size_t row_ = 0;                          // copied: floats of a row
   size_t run_ = 0;                          // and of all that a channel has
-  std::vector<size_t> phase_rows_, phase_;  // and per phase of the step its rows and where they begin
+  std::vector<size_t> phase_rows_;          // and per phase of the step its rows
   size_t width_ = 0;                        // floats of the widest tile
   std::vector<Tile> tiles_;
   std::vector<Shape> shapes_;

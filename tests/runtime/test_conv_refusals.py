@@ -61,7 +61,7 @@ def test_streams_that_lead_astray_are_refused(direct: bool, spoil: Callable[[lis
     + [make(index) for make in (_cut_off, _extend) for index in range(3)],
 )
 def test_channels_in_step_that_lead_astray_are_refused(spoil: Callable[[list[Array]], None]) -> None:
-    """The second channel of the first group is number 1; 8 is none of the chunk, 3 stands in it already."""
+    """Of channels that are numbered, 8 is none of the chunk, and 3 stands in another group already."""
     work = layer((5, 6), (9, 15), Window(3, 3, 1, 1), 1.0)
     cut = replace(PLAIN, layout="even", unit=4)
     streams = [stream.copy() for stream in pack_conv(work.weight, work.mask, cut, work.x, work.y, work.window)]
