@@ -68,7 +68,7 @@ def conv_candidates(x: Planes, y: Planes, window: Window, density: float, thread
 
 
 def _with_even(cuts: list[Cut], x: Planes, y: Planes, window: Window, density: float, threads: int) -> list[Cut]:
-    """Four channels in step are likeliest with one tap; several taps pay where pixels are copied, and rows are whole."""
+    """Four channels in step are likeliest with one tap; several pay where pixels are copied."""
     outputs, inputs, direct = y.channels // window.groups, x.channels // window.groups, cuts[0].direct
     one = window.height * window.width == 1
     if density == 1 or outputs < 4 or (not one and (direct or density < _SPARSE or cuts[0].lanes == 8)):

@@ -62,7 +62,9 @@ def even_places(header: Array) -> tuple[Array, Array]:
     Returns:
         For each weight the number of its channel, and its place.
     """
-    steps, names, beyond = (header[:, at].astype(np.int64) for at in (slice(0, 1), slice(1, None, 2), slice(2, None, 2)))
+    steps, names, beyond = (
+        header[:, at].astype(np.int64) for at in (slice(0, 1), slice(1, None, 2), slice(2, None, 2))
+    )
     sizes = steps + beyond
     begin = np.cumsum(sizes.sum(axis=1)) - sizes.sum(axis=1)
     rest = begin[:, None] + GROUP * steps + np.cumsum(beyond, axis=1) - beyond

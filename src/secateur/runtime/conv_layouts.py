@@ -19,7 +19,8 @@ def named_cuts(graph: Graph, node: Node, threads: int = 1) -> dict[str, tuple[Cu
 
     A name says where pixels are read (``direct``: where they are; ``copied``: aligned for every tap; ``images``: 16
     images side by side), and how many output channels share their loads, or that four of like counts go in step
-    (``even``); ``dense`` stands before it where every weight is kept. ``depthwise`` makes one plane of one plane, and leaves zeros out.
+    (``even``); ``dense`` stands before it where every weight is kept. ``depthwise`` makes one plane of one plane, and
+    leaves zeros out.
 
     Args:
         graph: that the node is of.
