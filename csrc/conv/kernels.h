@@ -61,8 +61,8 @@ typedef conv_fn conv_rows_fn;
 // step 4 offsets and 4 values, one for each channel; then the rest, channel by channel.
 typedef conv_fn conv_even_fn;
 
-// Pixels for a tile, to where all taps are aligned: of every channel, for every column of the kernel and every phase of the
-// step, `rows` rows of every step-th pixel.
+// Pixels for a tile, to where all taps are aligned: of every channel, for every column of the kernel and every phase of
+// the step, `rows` rows of every step-th pixel.
 typedef struct {
   const float* x;  // where the first tap of the tile's first pixel lies in the first plane
   size_t stride, channels, x_row, step;

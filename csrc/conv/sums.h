@@ -30,8 +30,8 @@ SECATEUR_INLINE Vector<L> masked(Vector<L> x, const int32_t* mask) {
   return (Vector<L>)((Ints)x & (Ints) * reinterpret_cast<const Loose*>(mask));
 }
 
-// What all channels of a part begin and end with. A copy: what is read through pointers to a tile is read anew for every
-// channel, since a store of floats may have changed it, and channels have few weights.
+// What all channels of a part begin and end with. A copy: what is read through pointers to a tile is read anew for
+// every channel, since a store of floats may have changed it, and channels have few weights.
 template <int L, int V>
 struct Edge {
   explicit Edge(const Part& part)
