@@ -71,6 +71,7 @@ struct KernelTable {
   int8_from_samples_fn* int8_from_samples;
   conv_blocks_fn* conv_blocks;
   conv_rows_fn* conv_rows;
+  conv_even_fn* conv_even;
   conv_gather_fn* conv_gather;
   conv_depthwise_fn* conv_depthwise;
   conv_pool_fn* conv_pool;

@@ -51,13 +51,15 @@ void blocks_of(const secateur_conv_stream& stream, const Part& part) {
   const uint16_t* offset = stream.offsets;
   const float* value = stream.values;
   const float* x = part.tile.x + part.column * S;
-  const size_t shift = stream.shift;
-  for (size_t group = 0; group < stream.groups; ++group, counts += 2) {
+  const size_t shift = stream.shift, groups = stream.groups;
+  const bool ahead = part.ahead;
+  const Edge<L, V> edge(part);
+  for (size_t group = 0; group < groups; ++group, counts += 2) {
     const size_t row = counts[0] * size_t(R), n = counts[1];
-    if (part.ahead) fetch_ahead(part.tile.ahead, group, stream.groups);
-    fetch_results<L, R, V>(part, group + 1 < stream.groups ? counts + 2 : counts);
+    if (ahead) fetch_ahead(part.tile.ahead, group, groups);
+    if (group + 1 < groups) fetch<R>(edge, counts[2] * size_t(R));
     Sums<L, R, V> sums;
-    begin(sums, part, row);
+    begin(sums, edge, row);
     size_t i = 0;
     if constexpr (R * V < 4) {  // too few chains for the latency of an addition
       Sums<L, R, V> other{};
@@ -72,7 +74,7 @@ void blocks_of(const secateur_conv_stream& stream, const Part& part) {
       }
     }
     for (; i < n; ++i) add_products<L, S>(sums, x + (size_t(offset[i]) << shift), value + i * R);
-    end(sums, part, row);
+    end(sums, edge, row);
     offset += n;
     value += n * R;
   }
@@ -114,14 +116,18 @@ void rows_of(const secateur_conv_stream& stream, const Part& part) {
   const uint16_t* counts = stream.counts;
   const uint16_t* offset = stream.offsets;
   const float* value = stream.values;
-  for (size_t group = 0; group < stream.groups; ++group, counts += 1 << R) {
+  const float* x = part.tile.x + part.column * S;
+  const size_t shift = stream.shift, groups = stream.groups;
+  const bool ahead = part.ahead;
+  const Edge<L, V> edge(part);
+  for (size_t group = 0; group < groups; ++group, counts += 1 << R) {
     const size_t row = counts[0] * size_t(R);
-    if (part.ahead) fetch_ahead(part.tile.ahead, group, stream.groups);
-    fetch_results<L, R, V>(part, group + 1 < stream.groups ? counts + (1 << R) : counts);
+    if (ahead) fetch_ahead(part.tile.ahead, group, groups);
+    if (group + 1 < groups) fetch<R>(edge, counts[1 << R] * size_t(R));
     Sums<L, R, V> sums;
-    begin(sums, part, row);
-    run_patterns<1, S>(sums, counts + 1, part.tile.x + part.column * S, stream.shift, offset, value);
-    end(sums, part, row);
+    begin(sums, edge, row);
+    run_patterns<1, S>(sums, counts + 1, x, shift, offset, value);
+    end(sums, edge, row);
   }
 }
 

@@ -43,10 +43,13 @@ void SparseConv::choose_kernel() {
     kernel_ = table_.conv_blocks;
   } else if (cut_.layout == "rows") {
     kernel_ = table_.conv_rows;
+  } else if (cut_.layout == "even") {
+    kernel_ = table_.conv_even;
   } else {
-    refuse("layout '" + cut_.layout + "' is none of blocks, rows");
+    refuse("layout '" + cut_.layout + "' is none of blocks, rows, even");
   }
-  const bool fits = cut_.unit == 2 || cut_.unit == 4 || (cut_.unit == 1 && cut_.layout == "blocks");
+  const bool fits = cut_.unit == 4 || (cut_.unit == 2 && cut_.layout != "even") ||
+                    (cut_.unit == 1 && cut_.layout == "blocks");
   if (!fits) refuse("groups of " + std::to_string(cut_.unit) + " output channels do not fit this layout");
 }
 
@@ -83,8 +86,33 @@ size_t SparseConv::limit_of(size_t block) const {
   return (n - 1) * x_.stride + window_.dilation * last + 1;
 }
 
+// Of one group's counts: channels that stand in more than one group are refused.
+SparseConv::Taken SparseConv::taken_of(const uint16_t* count, std::vector<bool>& seen) const {
+  const auto see = [&seen](size_t name) {
+    if (name >= seen.size() || seen[name]) refuse("every group of output channels stands once in a block");
+    seen[name] = true;
+  };
+  Taken taken{0, 0};
+  if (cut_.layout == "even") {
+    taken.offsets = size_t(4) * count[0];
+    for (size_t r = 0; r < 4; ++r) {
+      see(count[1 + 2 * r]);
+      taken.offsets += count[2 + 2 * r];
+    }
+    taken.values = taken.offsets;
+    return taken;
+  }
+  see(count[0]);
+  for (size_t p = 1; p < header(); ++p) {
+    taken.offsets += count[p];
+    size_t rows = cut_.unit;
+    if (cut_.layout == "rows") rows = (p & 1) + (p >> 1 & 1) + (p >> 2 & 1) + (p >> 3 & 1);
+    taken.values += rows * count[p];
+  }
+  return taken;
+}
+
 void SparseConv::walk(const ConvStreams& streams) {
-  const size_t header = cut_.layout == "rows" ? size_t(1) << cut_.unit : 2;
   size_t counts = 0, offsets = 0, values = 0;
   for (size_t piece = 0; piece < window_.groups * chunks(); ++piece) {
     const size_t groups = (outputs_of(piece % chunks()) + cut_.unit - 1) / cut_.unit;
@@ -92,27 +120,18 @@ void SparseConv::walk(const ConvStreams& streams) {
       const size_t limit = limit_of(block);
       streams_.push_back({streams.counts + counts, streams.offsets + offsets, streams.values + values, groups,
                           cut_.unit, shift_, x_.lanes > 1 && cut_.direct && window_.step == 2 ? size_t(2) : size_t(1)});
-      std::vector<bool> seen(groups);
-      for (size_t group = 0; group < groups; ++group, counts += header) {
-        if (streams.counts_length - counts < header) refuse("the counts are too short");
-        const uint16_t* count = streams.counts + counts;
-        if (count[0] >= groups || seen[count[0]]) refuse("every group of output channels stands once in a block");
-        seen[count[0]] = true;
-        size_t taken = 0, used = 0;
-        for (size_t p = 1; p < header; ++p) {
-          taken += count[p];
-          size_t rows = cut_.unit;
-          if (cut_.layout == "rows") rows = (p & 1) + (p >> 1 & 1) + (p >> 2 & 1) + (p >> 3 & 1);
-          used += rows * count[p];
-        }
-        if (streams.offsets_length - offsets < taken || streams.values_length - values < used) {
+      std::vector<bool> seen(cut_.layout == "even" ? groups * cut_.unit : groups);
+      for (size_t group = 0; group < groups; ++group, counts += header()) {
+        if (streams.counts_length - counts < header()) refuse("the counts are too short");
+        const Taken taken = taken_of(streams.counts + counts, seen);
+        if (streams.offsets_length - offsets < taken.offsets || streams.values_length - values < taken.values) {
           refuse("the streams are too short");
         }
-        for (size_t i = 0; i < taken; ++i) {
+        for (size_t i = 0; i < taken.offsets; ++i) {
           if (size_t(streams.offsets[offsets + i]) << shift_ >= limit) refuse("an offset lies outside its block");
         }
-        offsets += taken;
-        values += used;
+        offsets += taken.offsets;
+        values += taken.values;
       }
     }
   }
@@ -122,28 +141,20 @@ void SparseConv::walk(const ConvStreams& streams) {
 }
 
 void SparseConv::gather(const float* x, const Tile& tile, size_t block, float* to) const {
-  const size_t cut = std::min(cut_.tile, y_.height) - tile.rows;  // the last tile has fewer rows
-  const float* plane = x + block * cut_.block * x_.stride + tile.x;
-  for (size_t c = 0; c < inputs_of(block); ++c, plane += x_.stride) {
-    for (size_t w = 0; w < window_.width; ++w) {
-      for (size_t f = 0; f < window_.step; ++f) {
-        if (phase_rows_[f] == 0) continue;
-        table_.conv_gather(plane + f * x_.row + w * window_.dilation, window_.step * x_.row, window_.step, to, row_,
-                           phase_rows_[f] - cut, row_);
-        to += phase_rows_[f] * row_;
-      }
-    }
-  }
+  const secateur_gather work{x + block * cut_.block * x_.stride + tile.x, x_.stride, inputs_of(block), x_.row,
+                             window_.step, window_.width, window_.dilation, phase_rows_.data(),
+                             std::min(cut_.tile, y_.height) - tile.rows, row_, to};  // the last tile has fewer rows
+  table_.conv_gather(&work);
 }
 
 // The pixels of a tile, channel after channel: in planes of their own they lie a page and more apart.
 void SparseConv::gather_images(const float* x, const Tile& tile, size_t block, float* to) const {
-  const float* plane = x + block * cut_.block * x_.stride + tile.x;
-  const size_t channels = inputs_of(block), lanes = x_.lanes;
-  if (window_.step == 1) return table_.conv_gather(plane, x_.stride, 1, to, run_, channels, tile.rows * lanes);
-  for (size_t c = 0; c < channels; ++c, plane += x_.stride, to += run_) {
-    table_.conv_gather(plane, window_.step * lanes, 1, to, lanes, tile.rows, lanes);
-  }
+  const size_t lanes = x_.lanes, most = run_ / lanes;
+  const bool flat = window_.step == 1 && tile.rows == most;  // one run of floats; else pixel by pixel
+  const size_t rows[] = {flat ? 1 : most};
+  const secateur_gather work{x + block * cut_.block * x_.stride + tile.x, x_.stride, inputs_of(block),
+                             window_.step * lanes, 1, 1, 1, rows, flat ? 0 : most - tile.rows, flat ? run_ : lanes, to};
+  table_.conv_gather(&work);
 }
 
 // The slice that comes after this one.

@@ -23,8 +23,8 @@ struct Window {
 
 // How a convolution is cut.
 struct ConvCut {
-  std::string layout;  // blocks (with unit 1: single weights) or rows
-  size_t unit;         // output channels of a group: 1, 2, 4; of rows 2, 4
+  std::string layout;  // blocks (with unit 1: single weights), rows or even
+  size_t unit;         // output channels of a group: 1, 2, 4; of rows 2, 4; of even 4
   bool direct;         // x is read where it is: 16 images side by side, or step 1 and rows of x and y equally long;
                        // else copied: for 16 images side by side if the kernel is 1 x 1
   size_t lanes;        // 8 or 16 floats in a vector
@@ -46,9 +46,9 @@ struct ConvStreams {
 class SparseConv : public Step {
  public:
   // bias: one per channel of y, copied, or null; residual: where a value of y's geometry lies, or null. y does not
-  // overlap x; of 16 images side by side it may be laid over the residual, place for place. The streams hold group after group, in a group chunk after chunk, in a chunk block
-  // after block. past: results of 16 images side by side, without a residual, go past the caches; for values that are
-  // larger. Throws std::invalid_argument.
+  // overlap x; of 16 images side by side it may be laid over the residual, place for place. The streams hold group
+  // after group, in a group chunk after chunk, in a chunk block after block. past: results of 16 images side by side,
+  // without a residual, go past the caches; for values that are larger. Throws std::invalid_argument.
   SparseConv(const KernelTable& table, const Planes& x, const Planes& y, const Window& window, const ConvCut& cut,
              const ConvStreams& streams, Place from, Place to, const Place* residual, const float* bias,
              int activation, bool past = false);
@@ -65,12 +65,18 @@ class SparseConv : public Step {
     std::vector<int32_t> out, mask;
   };
 
+  struct Taken {
+    size_t offsets, values;
+  };
+
   void choose_kernel();
   void check() const;
   void cut_copied();
   void cut_direct();
   void cut_images();
   void add_shape(size_t vectors);
+  size_t header() const { return cut_.layout == "even" ? 9 : cut_.layout == "rows" ? size_t(1) << cut_.unit : 2; }
+  Taken taken_of(const uint16_t* count, std::vector<bool>& seen) const;
   void walk(const ConvStreams& streams);
   // Of a group: channels in and out, and what they are cut into.
   size_t inputs() const { return x_.channels / window_.groups; }
@@ -99,7 +105,7 @@ class SparseConv : public Step {
   size_t shift_ = 0;
   size_t row_ = 0;                          // copied: floats of a row
   size_t run_ = 0;                          // and of all that a channel has
-  std::vector<size_t> phase_rows_, phase_;  // and per phase of the step its rows and where they begin
+  std::vector<size_t> phase_rows_;          // and per phase of the step its rows
   size_t width_ = 0;                        // floats of the widest tile
   std::vector<Tile> tiles_;
   std::vector<Shape> shapes_;

@@ -38,10 +38,8 @@ void SparseConv::cut_copied() {
   row_ = rounded(y_.width, cut_.lanes);
   const size_t tile = std::min(cut_.tile, y_.height), vectors = row_ / cut_.lanes;
   phase_rows_.assign(window_.step, 0);
-  phase_.assign(window_.step, 0);
   size_t rows = 0;
   for (size_t f = 0; f < window_.step; ++f) {
-    phase_[f] = rows;
     for (size_t h = 0; h < window_.height; ++h) {
       if (h * window_.dilation % window_.step == f) phase_rows_[f] = tile + h * window_.dilation / window_.step;
     }

@@ -1,4 +1,4 @@
-// The sums of a convolution in registers: how they begin, and how they end.
+// The sums of a few output channels over a few vectors of pixels: how they begin, and how they end in the planes.
 #pragma once
 
 #include "../spmm/vectors.h"
@@ -17,38 +17,6 @@ struct Part {
   size_t column, width;
   bool ahead;
 };
-
-// Where the sums of 16 images will go, and what will be added, comes near a group ahead: the products of one take less
-// time than the memory. The next group is at `ahead`, if there is one.
-template <int L, int R, int V>
-SECATEUR_INLINE void fetch_results(const Part& part, const uint16_t* ahead) {
-  const secateur_conv_tile& tile = part.tile;
-  if (!tile.images || !tile.last) return;
-  const size_t row = *ahead * size_t(R);
-  const bool apart = tile.residual != nullptr && tile.residual != tile.y;
-  for (size_t r = row; r < row + R && r < tile.channels; ++r) {
-    for (size_t at = part.column; at < part.column + size_t(V) * L; at += 16) {
-      if (!tile.past) __builtin_prefetch(tile.y + r * tile.y_stride + at, 1, 3);
-      if (apart) __builtin_prefetch(tile.residual + r * tile.residual_stride + at, 0, 3);
-    }
-  }
-}
-
-template <int L, int R, int V>
-SECATEUR_INLINE void begin(Sums<L, R, V>& sums, const Part& part, size_t row) {
-#pragma GCC unroll 4
-  for (size_t r = 0; r < R; ++r) {
-    if (part.tile.first) {
-      const float bias = part.tile.bias != nullptr && row + r < part.tile.channels ? part.tile.bias[row + r] : 0.0f;
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) sums.at[r][v] = splat<L>(bias);
-    } else {
-      const float* from = part.tile.sums + (row + r) * part.width + part.column;
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) sums.at[r][v] = load<L>(from + L * v);
-    }
-  }
-}
 
 template <int L>
 __attribute__((noinline)) void activate_floats(float* y, size_t n, int activation) {
@@ -81,54 +49,121 @@ SECATEUR_INLINE void after_past() {
 #endif
 }
 
-// Residual, activation, and zeros where no pixel is; then to the planes.
+// What all channels of a part begin and end with. A copy: what is read through pointers to a tile is read anew for
+// every channel, since a store of floats may have changed it, and channels have few weights.
 template <int L, int V>
-SECATEUR_INLINE void finish(Vector<L> (&sums)[V], const Part& part, size_t row) {
-  const secateur_conv_tile& tile = part.tile;
-  const int bits = L == 16 || tile.lanes == 16 ? 4 : 3;
-  const auto out = [&part, bits](size_t v) {  // a vector of the tile may be several of the hardware
-    const size_t column = part.column + v * L;
-    return size_t(part.tile.out[column >> bits]) + (column & ((size_t(1) << bits) - 1));
-  };
-  float* y = tile.y + row * tile.y_stride;
-  const int32_t* mask = tile.mask + part.column;
-  if (tile.residual != nullptr) {
-    const float* residual = tile.residual + row * tile.residual_stride;
+struct Edge {
+  explicit Edge(const Part& part)
+      : sums(part.tile.sums + part.column),
+        width(part.width),
+        bias(part.tile.bias),
+        channels(part.tile.channels),
+        y(part.tile.y),
+        residual(part.tile.residual),
+        y_stride(part.tile.y_stride),
+        residual_stride(part.tile.residual_stride),
+        mask(part.tile.mask + part.column),
+        first(part.tile.first != 0),
+        last(part.tile.last != 0),
+        fetches(part.tile.images != 0 && part.tile.last != 0),
+        past(part.tile.past != 0),
+        apart(part.tile.residual != nullptr && part.tile.residual != part.tile.y),
+        activation(part.tile.activation) {
+    const int bits = L == 16 || part.tile.lanes == 16 ? 4 : 3;
 #pragma GCC unroll 16
-    for (size_t v = 0; v < V; ++v) sums[v] += load<L>(residual + out(v));
+    for (int v = 0; v < V; ++v) {  // a vector of the tile may be several of the hardware
+      const size_t column = part.column + size_t(v) * L;
+      out[v] = size_t(part.tile.out[column >> bits]) + (column & ((size_t(1) << bits) - 1));
+    }
   }
-  if (tile.activation == secateur_relu) {
+
+  SECATEUR_INLINE void begin(Vector<L> (&sum)[V], size_t channel) const {
+    if (first) {
+      const Vector<L> start = splat<L>(bias != nullptr && channel < channels ? bias[channel] : 0.0f);
 #pragma GCC unroll 16
-    for (size_t v = 0; v < V; ++v) sums[v] = sums[v] < 0.0f ? Vector<L>{} : sums[v];  // NaN stays
-  } else if (tile.activation != secateur_none) {
-    float* memory = tile.sums + row * part.width + part.column;
+      for (int v = 0; v < V; ++v) sum[v] = start;
+    } else {
+      const float* from = sums + channel * width;
 #pragma GCC unroll 16
-    for (size_t v = 0; v < V; ++v) store<L>(memory + L * v, sums[v]);
-    activate_floats<L>(memory, L * V, tile.activation);
-#pragma GCC unroll 16
-    for (size_t v = 0; v < V; ++v) sums[v] = load<L>(memory + L * v);
+      for (int v = 0; v < V; ++v) sum[v] = load<L>(from + L * v);
+    }
   }
-  if (tile.past) {
+
+  // Residual, activation, and zeros where no pixel is; then to the planes.
+  SECATEUR_INLINE void end(Vector<L> (&sum)[V], size_t channel) const {
+    if (!last) {
+      float* to = sums + channel * width;
 #pragma GCC unroll 16
-    for (size_t v = 0; v < V; ++v) store_past<L>(y + out(v), masked<L>(sums[v], mask + L * v));
-    return;
+      for (int v = 0; v < V; ++v) store<L>(to + L * v, sum[v]);
+      return;
+    }
+    if (channel >= channels) return;
+    if (residual != nullptr) {
+      const float* from = residual + channel * residual_stride;
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) sum[v] += load<L>(from + out[v]);
+    }
+    if (activation == secateur_relu) {
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) sum[v] = sum[v] < 0.0f ? Vector<L>{} : sum[v];  // NaN stays
+    } else if (activation != secateur_none) {
+      float* memory = sums + channel * width;
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) store<L>(memory + L * v, sum[v]);
+      activate_floats<L>(memory, L * V, activation);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) sum[v] = load<L>(memory + L * v);
+    }
+    float* to = y + channel * y_stride;
+    if (past) {
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) store_past<L>(to + out[v], masked<L>(sum[v], mask + L * v));
+      return;
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store<L>(to + out[v], masked<L>(sum[v], mask + L * v));
   }
+
+  // Of 16 images, where the sums of a channel will go, and what will be added, comes near a group ahead: the products
+  // of one take less time than the memory.
+  SECATEUR_INLINE void fetch(size_t channel) const {
+    if (!fetches || channel >= channels) return;
 #pragma GCC unroll 16
-  for (size_t v = 0; v < V; ++v) store<L>(y + out(v), masked<L>(sums[v], mask + L * v));
+    for (int v = 0; v < V; ++v) {
+      if (!past) __builtin_prefetch(y + channel * y_stride + out[v], 1, 3);
+      if (apart) __builtin_prefetch(residual + channel * residual_stride + out[v], 0, 3);
+    }
+  }
+
+  float* sums;  // of channel 0
+  size_t width;
+  const float* bias;
+  size_t channels;
+  float* y;
+  const float* residual;
+  size_t y_stride, residual_stride;
+  const int32_t* mask;
+  size_t out[V];
+  bool first, last, fetches, past, apart;
+  int activation;
+};
+
+template <int R, int L, int V>
+SECATEUR_INLINE void fetch(const Edge<L, V>& edge, size_t row) {
+#pragma GCC unroll 4
+  for (size_t r = 0; r < R; ++r) edge.fetch(row + r);
 }
 
 template <int L, int R, int V>
-SECATEUR_INLINE void end(Sums<L, R, V>& sums, const Part& part, size_t row) {
+SECATEUR_INLINE void begin(Sums<L, R, V>& sums, const Edge<L, V>& edge, size_t row) {
 #pragma GCC unroll 4
-  for (size_t r = 0; r < R; ++r) {
-    if (!part.tile.last) {
-      float* to = part.tile.sums + (row + r) * part.width + part.column;
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) store<L>(to + L * v, sums.at[r][v]);
-    } else if (row + r < part.tile.channels) {
-      finish<L, V>(sums.at[r], part, row + r);
-    }
-  }
+  for (size_t r = 0; r < R; ++r) edge.begin(sums.at[r], row + r);
+}
+
+template <int L, int R, int V>
+SECATEUR_INLINE void end(Sums<L, R, V>& sums, const Edge<L, V>& edge, size_t row) {
+#pragma GCC unroll 4
+  for (size_t r = 0; r < R; ++r) edge.end(sums.at[r], row + r);
 }
 
 }  // namespace

@@ -10,8 +10,9 @@ from secateur.runtime.columns import Array
 
 __all__ = ["LAYOUTS", "Cut", "Planes", "Window"]
 
-LAYOUTS = {"blocks": (1, 2, 4), "rows": (2, 4)}
-"""Layout -> units: how many output channels a group has. ``blocks`` of unit 1 are single weights."""
+LAYOUTS = {"blocks": (1, 2, 4), "rows": (2, 4), "even": (4,)}
+"""Layout -> units: how many output channels a group has. ``blocks`` of unit 1 are single weights; the channels of a
+group of ``even`` are not neighbours, but keep like numbers of weights."""
 
 _VECTOR = 16
 _LANES = (8, 16)
