@@ -163,6 +163,7 @@ NB_MODULE(_core, m) {
   secateur::bind_pool(m);
   secateur::bind_program(m);
   secateur::bind_conv(m);
+  secateur::bind_gate(m);
   secateur::bind_roofs(m);
   secateur::bind_solve(m);
   nb::class_<MaskTable>(m, "MaskTable")
