@@ -57,6 +57,7 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "activation_entropy": (("activation_pooled",), False),
     "hrank": (("activation_rank",), False),
     "activation_correlation": (("activation_covariance",), False),
+    "thinet": (("contribution_gram",), False),
     "lda": (("activation_max", "activation_pooled", "labels"), False),
     "large_final": (("weight",), False),
     "small_final": (("weight",), True),
@@ -86,8 +87,8 @@ ALLOCATION_ROWS = ["uniform", "global", "erk", "er", "uniform_plus", "lamp"]
 SCHEDULE_ROWS = ["one_shot", "linear", "geometric", "exponential", "cubic", "one_cycle", "cosine"]
 PER_UNIT = {"gate_grad_sq", "gate_example_abs", "gate_example_sq", "gate_change_sq", "reader_gate_abs"}
 PER_UNIT |= {"activation_mean", "activation_zeros", "activation_rank"}
-OF_EXAMPLES = {"activation_pooled", "activation_max", "activation_covariance", "labels"}
-PER_GROUP = {"reader_gate_abs"}
+OF_EXAMPLES = {"contribution_gram", "activation_pooled", "activation_max", "activation_covariance", "labels"}
+PER_GROUP = {"contribution_gram", "reader_gate_abs"}
 POSITIVE = {"grad_abs", "grad_sq", "input_norm", "fisher_diagonal", "loss_change_sq"}
 POSITIVE |= {"inverse_hessian_diagonal", "inverse_fisher_diagonal"}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -138,7 +139,9 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
 def _of_examples(name: str, units: int, generator: torch.Generator) -> Tensor:
     """Evidence of twelve examples."""
     own = torch.randn(units, 12, generator=generator)
-    return {"labels": torch.arange(12) % 3, "activation_covariance": own @ own.t() / 12}.get(name, own)
+    matrix = own @ own.t() / 12
+    known = {"labels": torch.arange(12) % 3, "activation_covariance": matrix, "contribution_gram": matrix}
+    return known.get(name, own)
 
 
 def _refused(criterion: str, unit: str, allocation: str, within: object) -> str | None:

@@ -227,3 +227,57 @@ def test_bad_choices_are_refused() -> None:
     sc.prune(net, 0.5).commit()
     with pytest.raises(ValueError, match="give dense="):
         sc.reconstruct(net, data=batches)
+
+
+class Squeezed(nn.Module):
+    """A hidden layer whose channels may go; its reader has a bias or not."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 12), nn.Linear(12, 3, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_layer_behind_channels_that_are_gone_makes_up_for_them(bias: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Squeezed(bias).double(), torch.randn(60, 6).double()
+    dense = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    expected, was = net(x).detach(), F.relu(net.first(x)).detach()
+    masks = sc.prune(net, 0.5, unit="channel", example_inputs=x)
+    done = sc.reconstruct(net, data=[x[:40], x[40:]], targets="second.weight", damping=1e-10)
+    now = F.relu(net.first(x)).detach()
+    left = masks["second.weight"].any(0)
+    columns = [now[:, left], torch.ones(60, 1).double()] if bias else [now[:, left]]
+    aim = was @ dense["second.weight"].T + (dense["second.bias"] if bias else 0.0)
+    best = torch.cat(columns, 1) @ torch.linalg.lstsq(torch.cat(columns, 1), aim).solution
+    assert torch.allclose(net(x).detach(), best, atol=1e-6)
+    size = (was @ dense["second.weight"].T).norm()
+    assert done.layers[0].after == pytest.approx(float((best - expected).norm() / size), rel=1e-5)
+    masked = was * left
+    assert done.layers[0].before == pytest.approx(float(((masked - was) @ dense["second.weight"].T).norm() / size))
+    masks.check()
+    masks.undo()
+    assert all(torch.equal(tensor, dense[name]) for name, tensor in net.state_dict().items())
+
+
+def test_matching_the_dense_model_corrects_what_came_before() -> None:
+    off = {}
+    for match in ("layer", "dense"):
+        net, batches = _net()
+        expected = [net(x).detach() for x in batches]
+        sc.reconstruct(net, 0.5, data=batches, match=match, damping=1e-4)
+        off[match] = sum(float((net(x).detach() - y).norm()) for x, y in zip(batches, expected, strict=True))
+    assert off["dense"] < off["layer"]
+
+
+def test_matching_a_model_that_was_not_changed_before_is_the_same() -> None:
+    found = []
+    for match in ("layer", "dense"):
+        torch.manual_seed(0)
+        net, x = nn.Linear(8, 4, bias=False).double(), torch.randn(30, 8).double()
+        sc.reconstruct(net, 0.5, data=x, match=match, solver="obc")
+        found.append(net.weight.detach())
+    assert torch.allclose(*found, atol=1e-9)

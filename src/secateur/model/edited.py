@@ -27,6 +27,10 @@ class EditedValues:
     def __len__(self) -> int:
         return len(self._values)
 
+    def names(self) -> tuple[str, ...]:
+        """What was edited."""
+        return tuple(self._values)
+
     def keep(self, name: str, before: Tensor, after: Tensor, kept: Tensor | None = None) -> None:
         """Remember an edit; where masks removed a weight since the last one, that one's value is what they hide."""
         if name not in self._values:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from rich.progress import track
@@ -18,7 +18,8 @@ from secateur.model.batches import LossFunction, StepFunction, limited, to_devic
 from secateur.model.edited import dense_values
 from secateur.model.evidence import Source, collect
 from secateur.model.evidence.inputs import warn_of_idle
-from secateur.model.evidence.stages import Sequential, find_stages, stage_grams
+from secateur.model.evidence.stages import Sequential, find_stages, stage_grams, stage_pairs
+from secateur.model.graph.trace import tensor_names
 from secateur.model.masks import Masks, find_masks
 from secateur.model.names import clean_name, find_parameter, unwrap
 from secateur.model.selectors import Selector
@@ -60,6 +61,7 @@ def reconstruct(
     within: Within = "tensor",
     allocation: AllocationLike = "uniform",
     sequential: Sequential = True,
+    match: Literal["layer", "dense"] | None = None,
     damping: float = 0.01,
     batches: int = 16,
     dense: Mapping[str, Tensor] | None = None,
@@ -90,6 +92,9 @@ def reconstruct(
         within: ``"tensor"``, ``"row"`` (not for solvers that choose), or ``NM(keep=2, of=4)``.
         allocation: how many weights each layer keeps.
         sequential: True: layer by layer; ``"block"``: by the first number in the layers' names; False: all at once.
+        match: ``"layer"``: the aim is what the dense layer would make of the inputs that it gets now; ``"dense"``:
+            what the dense model made there, which also makes up for inputs that are gone, and refits biases (twice
+            the passes, four times the memory). None: ``"dense"`` for masks of whole filters or channels.
         damping: share of the gram's mean diagonal that is added to it; holds the kept weights where they were.
         batches: how many to read.
         dense: the weights before pruning, where the masks do not have them any more.
@@ -132,7 +137,8 @@ def reconstruct(
     if not mask_given:
         source = Source(read, loss, step, len(read), init, seed)
         keep, evidence = _counts(root, layout, entry, criterion, allocation, within, sparsity, min_density, source)
-    job = Job(model, layout, values, entry, criterion, within, keep, evidence, damping, before, undo)
+    values, biases = _towards_dense(root, before, layout, values, dense, match)
+    job = Job(model, layout, values, entry, criterion, within, keep, evidence, damping, before, undo, biases)
     return _run(job, read, step, sequential, progress)
 
 
@@ -154,9 +160,13 @@ def _run(
     backup, errors = Backup(root, job.before), list[LayerError]()
     try:
         for stage in track(stages, "reconstructing", disable=not progress):
-            sums = stage_grams(root, job.layout, read, step, stage)
+            if job.biases is None:
+                sums, more = stage_grams(root, job.layout, read, step, stage), list[str]()
+            else:
+                sums = stage_pairs(root, job.layout, read, step, stage, job.dense)
+                more = [job.biases[name] for name in stage.names if name in job.biases]
             warn_of_idle(sums, stage.names)
-            backup.keep(stage.names)
+            backup.keep([*stage.names, *more])
             errors += solve(job, sums, stage)
     except BaseException:
         backup.put_back()
@@ -220,6 +230,30 @@ def _dense(
     if before is not None and (strict or before.edited is not None):
         return dense_values(before, layout)
     return {name: find_parameter(root, name).detach().clone() for name in layout}
+
+
+def _towards_dense(
+    root: nn.Module,
+    before: Masks | None,
+    layout: Mapping[str, KeyLayout],
+    values: Mapping[str, Tensor],
+    dense: Mapping[str, Tensor] | None,
+    match: Literal["layer", "dense"] | None,
+) -> tuple[Mapping[str, Tensor], Mapping[str, str] | None]:
+    """Dense values of all that was or will be changed, and each layer's bias; None where the aim is the layer's own."""
+    if match not in (None, "layer", "dense"):
+        raise ValueError(f"match={match!r}: take 'layer', 'dense', or None")
+    if match == "layer" or (match is None and (before is None or unit_name(before.unit) == "weight")):
+        return values, None
+    tensors = tensor_names(root)
+    named = {name: f"{name.removesuffix('weight')}bias" for name in layout if name.endswith("weight")}
+    biases = {name: bias for name, bias in named.items() if bias in tensors}
+    changed = [*biases.values(), *(() if before is None else before)]
+    if before is not None and before.edited is not None:
+        return {**dense_values(before, [*changed, *before.edited.names()]), **values}, biases
+    given = {clean_name(name): tensor.detach() for name, tensor in (dense or {}).items()}
+    now = {name: tensors[name].detach().clone() for name in changed}
+    return {**now, **{name: tensor for name, tensor in given.items() if name in tensors}, **values}, biases
 
 
 def _counts(

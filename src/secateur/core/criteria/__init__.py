@@ -16,6 +16,7 @@ from secateur.core.criteria import (
     inputs,
     norms,
     pairs,
+    reconstruction,
     trajectory,
     weight,
 )
@@ -34,6 +35,7 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **inputs.ROWS,
     **correlated.ROWS,
     **discriminant.ROWS,
+    **reconstruction.ROWS,
     **trajectory.ROWS,
     **initial.ROWS,
     **curvature.ROWS,

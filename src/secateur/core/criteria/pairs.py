@@ -67,7 +67,7 @@ def cosine(weight: Tensor, bias: Tensor, *, absolute: bool = False, with_bias: b
     Args:
         weight: ``[groups, units, fan-in]``.
         bias: ``[groups, units, producers]``; read with ``with_bias`` alone.
-        absolute: ``1 - |cos|``: for linear and odd activations only.
+        absolute: ``1 - |cos|``: for linear and odd activations only. ``merge=True`` hands on positive multiples alone.
         with_bias: the bias is part of the row.
 
     Returns:

@@ -10,10 +10,25 @@ from torch import Tensor
 
 from secateur.core.solvers.layer import Layer, damped, from_groups, relative_error, to_groups
 from secateur.core.solvers.obc import obc
+from secateur.core.solvers.pairs import Pairs, aim, mean_shift, pair_error, split_pairs
 from secateur.core.solvers.refit import refit
 from secateur.core.solvers.sparsegpt import sparsegpt
 
-__all__ = ["SOLVERS", "Layer", "Solver", "SolverEntry", "damped", "from_groups", "relative_error", "to_groups"]
+__all__ = [
+    "SOLVERS",
+    "Layer",
+    "Pairs",
+    "Solver",
+    "SolverEntry",
+    "aim",
+    "damped",
+    "from_groups",
+    "mean_shift",
+    "pair_error",
+    "relative_error",
+    "split_pairs",
+    "to_groups",
+]
 
 Solver: TypeAlias = Callable[[Layer], tuple[Tensor, Tensor]]
 """A layer's problem in; new weights and what is kept out, both ``[groups, rows, columns]``."""

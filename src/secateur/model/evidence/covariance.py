@@ -10,14 +10,14 @@ from torch import Tensor
 
 from secateur.model.evidence.readers import Reader, ReaderRow, Reading
 
-__all__ = ["COVARIANCE"]
+__all__ = ["COVARIANCE", "CrossSums", "by_unit"]
 
 _AT_ONCE = 2**22
 """Numbers that are turned to float64 at a time."""
 
 
 @final
-class _Sums:
+class CrossSums:
     """Count, sums and cross products of channels that are read together, in float64.
 
     Values count from those of the first position: sums of squares then lose nothing to a large mean, and a constant
@@ -37,10 +37,39 @@ class _Sums:
             self.sums += own.sum(0)
             self.products.addmm_(own.t(), own)
 
+    def mean(self) -> Tensor:
+        """Of each channel."""
+        return self.first + self.sums / self.count
+
     def covariance(self) -> Tensor:
         """Of the population ``[channels, channels]``."""
         mean = self.sums / self.count
         return self.products / self.count - torch.outer(mean, mean)
+
+
+def by_unit(rows: Tensor, owner: Tensor, label: str) -> tuple[Tensor, Tensor]:
+    """Values side by side for the units that they belong to.
+
+    Args:
+        rows: ``[positions, places]``.
+        owner: unit of each place, -1 for none ``[places]``; units with several places have those as further positions.
+        label: for the message.
+
+    Returns:
+        The units in ascending order ``[units]``, and ``[positions, units]``.
+
+    Raises:
+        ValueError: for units with different numbers of places.
+    """
+    order = owner.argsort(stable=True)
+    order = order[owner[order] >= 0]
+    units, counts = torch.unique_consecutive(owner[order], return_counts=True)
+    if bool((counts != counts[0]).any()):
+        raise ValueError(
+            f"the units of {label!r} have different numbers of values, so they have no correlation; exclude it"
+        )
+    own = rows[:, order.to(rows.device)].reshape(len(rows), len(units), int(counts[0]))
+    return units, own.transpose(1, 2).flatten(0, 1)
 
 
 @final
@@ -49,8 +78,8 @@ class _Covariance(Reader):
 
     def __init__(self, sizes: Mapping[str, int], kinds: frozenset[str]) -> None:
         self._sizes = sizes
-        self._sums: dict[str, dict[tuple[int, ...], _Sums]] = {name: {} for name in sizes}
-        self._new: dict[tuple[str, tuple[int, ...]], _Sums] = {}
+        self._sums: dict[str, dict[tuple[int, ...], CrossSums]] = {name: {} for name in sizes}
+        self._new: dict[tuple[str, tuple[int, ...]], CrossSums] = {}
 
     def begin(self, batch: Any) -> None:
         """Nothing of this pass yet."""
@@ -66,20 +95,11 @@ class _Covariance(Reader):
             rows = rows[valid]
         if not len(rows):  # an expert without tokens
             return
-        order = site.index.argsort(stable=True)
-        order = order[site.index[order] >= 0]
-        channels, counts = site.index[order].unique_consecutive(return_counts=True)
-        if bool((counts != counts[0]).any()):
-            raise ValueError(
-                f"the channels of {site.producer!r} have different numbers of values in {site.where}, so they have no "
-                f"correlation; exclude=[{site.producer!r}]"
-            )
-        own = rows[:, order.to(rows.device)].reshape(len(rows), len(channels), int(counts[0])).transpose(1, 2)
-        own = own.flatten(0, 1)
+        channels, own = by_unit(rows, site.index, site.producer)
         at = site.producer, tuple(channels.tolist())
         if at not in self._new:
             known = self._sums[at[0]].get(at[1])
-            self._new[at] = _Sums(own[0] if known is None else known.first)
+            self._new[at] = CrossSums(own[0] if known is None else known.first)
         self._new[at].add(own)
 
     def commit(self) -> None:

@@ -99,7 +99,7 @@ class GateHooks:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._gates: dict[str, Tensor] = {}
-        self._calls: Counter[str] = Counter()
+        self._calls: Counter[tuple[str, str]] = Counter()
         self._placed: list[Stand] = []
         self._examples: int | None = None
         self._each = False
@@ -139,8 +139,8 @@ class GateHooks:
             ValueError: where a layer was not called once.
         """
         for stand in self._placed:
-            if self._calls[stand.label] != 1:
-                raise ValueError(not_once(stand.label, self._calls[stand.label]))
+            if self._calls[stand.gate, stand.label] != 1:
+                raise ValueError(not_once(stand.label, self._calls[stand.gate, stand.label]))
         return {stand.gate: self._gates[stand.gate] for stand in self._placed}
 
     def _behind(self, stand: Stand) -> Any:
@@ -160,7 +160,7 @@ class GateHooks:
 
     def _spread(self, stand: Stand, values: Tensor) -> Tensor:
         """The gate in a shape that multiplies ``values``; other observers see one multiplication and no more."""
-        self._calls[stand.label] += 1
+        self._calls[stand.gate, stand.label] += 1
         with _disable_current_modes():
             gate = self._gate(stand, values)
             if stand.owner is not None:

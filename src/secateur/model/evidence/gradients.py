@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 
 from secateur.core.canonical import wide
-from secateur.model.evidence.passes import Found, Observer
+from secateur.model.evidence.passes import Found, Observer, Pass
 from secateur.model.evidence.source import Request
 from secateur.model.names import find_parameter
 
@@ -37,10 +37,18 @@ class WeightGradients(Observer):
         self._root, self._names = request.root, tuple(request.weights)
         self._sums: Found = {kind: {} for kind in request.kinds}
         self._count = 0
+        self._weights: dict[str, Tensor] = {}
+
+    def prepare(self, one: Pass) -> None:
+        """Look the weights up: each time, as sharding replaces them, and before the forward pass.
+
+        Behind it the modules of FSDP2 hold gathered copies, whose gradients are not reduced over the ranks.
+        """
+        self._weights = {name: find_parameter(self._root, name) for name in self._names}
 
     def variables(self) -> Mapping[str, Tensor]:
-        """The weights; looked up each time, as sharding replaces them."""
-        return {name: find_parameter(self._root, name) for name in self._names}
+        """The weights."""
+        return self._weights
 
     def take(self, gradients: Mapping[str, Tensor]) -> None:
         """Add one batch."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.core.canonical import grouped_shape, to_parameter
@@ -44,10 +45,11 @@ class InputSums:
     Args:
         layout: weights whose inputs are read.
         gram: sum up ``x x^T``; False: its diagonal alone.
+        pairs: inputs come twice, side by side, as they are and as they were in the dense model; a 1 goes with them.
     """
 
-    def __init__(self, layout: Layout, gram: bool) -> None:
-        self._layout, self._gram = layout, gram
+    def __init__(self, layout: Layout, gram: bool, pairs: bool = False) -> None:
+        self._layout, self._gram, self._pairs = layout, gram, pairs
         self._slots: dict[_Key, int] = {}
         self._totals: dict[int, Tensor] = {}
         self._uses: dict[_Key, list[int]] = {}
@@ -107,7 +109,8 @@ class InputSums:
 
     def blocks(self, name: str) -> tuple[int, list[Tensor | None]]:
         """Rows per block of a weight, and the sum of each block (None: it got no inputs); equal sums are one tensor."""
-        rows = _rows(self._layout[name], self._columns(name))
+        columns = self._columns(name)
+        rows = _rows(self._layout[name], (columns - 1) // 2 if self._pairs else columns)
         ranges = {(start, stop): slot for (owner, start, stop), slot in self._slots.items() if owner == name}
         size = math.gcd(rows, *[edge for both in ranges for edge in both])
         made: dict[tuple[int, ...], Tensor | None] = {(): None}
@@ -134,7 +137,8 @@ class InputSums:
             if seen == version and _same(product, other):
                 return at
         total: Tensor | None = None
-        for rows in rows_of(product.values, product.valid, product.windows):
+        for each in rows_of(product.values, product.valid, product.windows):
+            rows = F.pad(each, (0, 1), value=1.0) if self._pairs else each
             one = rows.t() @ rows if self._gram else rows.square().sum(0)
             total = one if total is None else total.add_(one)
         assert total is not None  # not empty

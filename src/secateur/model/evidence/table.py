@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.core.unit_channel import evidence_layout
 from secateur.model.evidence.activations import ACTIVATION_KINDS, Activations
 from secateur.model.evidence.companions import COMPANION_KINDS, companions
+from secateur.model.evidence.contributions import CONTRIBUTION_KINDS, Contributions
 from secateur.model.evidence.example_gates import EXAMPLE_GATE_KINDS, READER_GATE_KINDS, ExampleGates, ReaderGates
 from secateur.model.evidence.flow import FLOW_KINDS, gather_flow
 from secateur.model.evidence.gate_second import SECOND_KINDS, gate_seconds
@@ -186,6 +187,7 @@ COLLECTORS: tuple[Collector, ...] = (
     Collector(DIAGONAL_KINDS, gather=gather_diagonal, data="gradients"),
     Collector(INVERSE_HESSIAN_KINDS, gather=gather_inverse_hessian, data="gradients"),
     Collector(INVERSE_FISHER_KINDS, gather=gather_inverse_fisher, data="gradients"),
+    Collector(CONTRIBUTION_KINDS, observe=Contributions, data="activations"),
 )
 
 KINDS: Mapping[str, str] = {kind: what for row in COLLECTORS for kind, what in row.kinds.items()}
