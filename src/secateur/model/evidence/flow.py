@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,13 +35,7 @@ def gather_flow(request: Request) -> Found:
         absolute = {clean_name(name): _absolute(tensor) for name, tensor in named}
         leaves = {name: absolute[name].requires_grad_() for name in request.weights}
         inputs = _ones(request)
-        total = _sum(_run(request, absolute, inputs))
-        if not total.requires_grad:
-            raise ValueError(
-                f"the output of {type(request.root).__name__} for ones does not depend on its weights; is there a "
-                "no_grad or detach in its forward?"
-            )
-        made = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        made = _run(request, absolute, lambda net: _slopes(net, call(net, inputs), list(leaves.values())), inputs)
     pairs = zip(leaves.items(), made, strict=True)
     return {"flow": {n: torch.zeros_like(leaf.detach()) if one is None else one.detach() for (n, leaf), one in pairs}}
 
@@ -50,9 +45,20 @@ def _absolute(tensor: Tensor) -> Tensor:
     return one.double().abs() if one.is_floating_point() else one.clone()
 
 
-def _run(request: Request, tensors: dict[str, Tensor], inputs: Example) -> Any:
+def _slopes(net: nn.Module, output: Any, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+    total = _sum(output)
+    if not total.requires_grad:
+        raise ValueError(
+            f"the output of {type(net).__name__} for ones does not depend on its weights; is there a no_grad or detach "
+            "in its forward?"
+        )
+    return torch.autograd.grad(total, leaves, allow_unused=True)
+
+
+def _run(request: Request, tensors: dict[str, Tensor], function: Callable[[nn.Module], Any], inputs: Example) -> Any:
+    """Forward and backward while the model has the copies: checkpointing runs parts of it again in the second."""
     try:
-        return run_with(request.root, tensors, lambda net: call(net, inputs))
+        return run_with(request.root, tensors, function)
     except RuntimeError as error:
         raise ValueError(
             f"{type(request.root).__name__} does not run in float64 on ones of shapes "

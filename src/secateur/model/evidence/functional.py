@@ -18,7 +18,7 @@ from secateur.model.names import clean_name
 from secateur.model.quietly import quietly
 from secateur.model.sharding import is_sharded
 
-__all__ = ["alone", "batches_of", "loss_with", "places", "run_with"]
+__all__ = ["alone", "batches_of", "loss_with", "not_recomputed", "places", "run_with"]
 
 
 @final
@@ -85,6 +85,26 @@ def alone(request: Request) -> Iterator[None]:
             )
     with quietly(request.root, request.source.mode), _differentiable(request.root), torch.enable_grad():
         yield
+
+
+@contextmanager
+def not_recomputed(request: Request) -> Iterator[None]:
+    """Refuse activation checkpointing: what it computes again would be with the model's own parameters.
+
+    Raises:
+        ValueError: where the model checkpoints activations in the block.
+    """
+    message = (
+        f"evidence {', '.join(request.kinds)} cannot be collected through activation checkpointing, which runs parts "
+        "of the model again by itself; turn it off while scoring"
+    )
+    with torch.autograd.graph.disable_saved_tensors_hooks(message):
+        try:
+            yield
+        except RuntimeError as error:
+            if message in str(error) or "saved tensor hooks" in str(error):  # the second: torch.func
+                raise ValueError(message) from error
+            raise
 
 
 @contextmanager

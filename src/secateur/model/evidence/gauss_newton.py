@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import hessian, vjp, vmap
 
+from secateur.core.canonical import wide
 from secateur.model.batches import loss_of_output
 from secateur.model.evidence.functional import run_with
 from secateur.model.evidence.samples import rows_of
@@ -78,6 +79,6 @@ def _of_sample(request: Request, weights: dict[str, Tensor], x: Tensor, y: Tenso
     made: Any = vjp(lambda own: run_with(request.root, own, lambda model: model(x[None])), weights)
     output, pull = made
     curvature: Any = hessian(lambda out: loss_of_output(out, (x[None], y[None]), request.source.loss))(output.detach())
-    values, vectors = torch.linalg.eigh(curvature.reshape(output.numel(), output.numel()))
-    roots = (vectors * values.clamp(min=0).sqrt()).T
+    values, vectors = torch.linalg.eigh(wide(curvature).reshape(output.numel(), output.numel()))
+    roots = (vectors * values.clamp(min=0).sqrt()).T.to(output.dtype)
     return vmap(pull)(roots.reshape(-1, *output.shape))[0]

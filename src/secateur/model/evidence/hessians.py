@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from secateur.core.canonical import wide
-from secateur.model.evidence.functional import alone, batches_of, loss_with
+from secateur.model.evidence.functional import alone, batches_of, loss_with, not_recomputed
 from secateur.model.evidence.gauss_newton import factors
 from secateur.model.evidence.passes import Found
 from secateur.model.evidence.samples import copies, rows_of, sample_gradients
@@ -47,7 +48,7 @@ def gather_diagonal(request: Request) -> Found:
     route = _route(request, _DIAGONALS)
     weights, found, samples = copies(request), _empty(request), 0
     generator = torch.Generator().manual_seed(request.source.seed)
-    with alone(request):
+    with alone(request), _whole_graph(request):
         for batch in batches_of(request):
             diagonal = route(request, weights, batch, generator)
             share = len(rows_of(batch)) if route in (_ggn, _fisher) else 1
@@ -76,9 +77,10 @@ def matrix(request: Request, weights: Mapping[str, Tensor]) -> Tensor:
     route = _route(request, _MATRICES)
     total, samples = torch.zeros(count, count, dtype=torch.float64), 0
     total = total.to(next(iter(weights.values())).device)
-    for batch in batches_of(request):
-        one, share = route(request, weights, batch)
-        total, samples = total + one, samples + share
+    with _whole_graph(request):
+        for batch in batches_of(request):
+            one, share = route(request, weights, batch)
+            total, samples = total + one, samples + share
     return total / samples
 
 
@@ -87,6 +89,11 @@ def _route(request: Request, routes: Mapping[str, Any]) -> Any:
     if hess not in routes:
         raise ValueError(f"hess={hess!r} for {', '.join(request.kinds)}; known are {', '.join(routes)}")
     return routes[hess]
+
+
+def _whole_graph(request: Request) -> AbstractContextManager[None]:
+    """Single samples' gradients go through checkpointing as any gradient does."""
+    return nullcontext() if request.settings.get("hess") == "fisher" else not_recomputed(request)
 
 
 def _empty(request: Request) -> dict[str, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.canonical import to_grouped, wide
-from secateur.model.evidence.functional import alone, batches_of, loss_with
+from secateur.model.evidence.functional import alone, batches_of, loss_with, not_recomputed
 from secateur.model.evidence.gate_places import gate_layout
 from secateur.model.evidence.passes import Found
 from secateur.model.evidence.source import Request
@@ -29,14 +29,14 @@ def gather_meta(request: Request) -> Found:
     """M = batches - 1 steps of SGD on copies of all parameters that can be trained, and the loss of the last batch.
 
     Raises:
-        ValueError: for fewer than two batches, frozen weights, and what the loss refuses.
+        ValueError: for fewer than two batches, frozen weights, activation checkpointing, and what the loss refuses.
     """
     if request.source.batches < 2:
         raise ValueError(
             f"batches={request.source.batches}: prospect pruning takes one batch for each step, and one more"
         )
     names = _weights(request)
-    with alone(request):
+    with alone(request), not_recomputed(request):
         read = list(batches_of(request))
         own = parameters_by_name(request.root)
         if frozen := [name for name in names if not own[name].requires_grad]:
