@@ -8,9 +8,10 @@ import re
 import pytest
 
 from secateur.core import ALLOCATIONS, CRITERIA, SCHEDULES, UNITS
+from secateur.core.solvers import SOLVERS
 from tests.cli.conftest import Run
 
-TABLES = {"criteria": CRITERIA, "units": UNITS, "allocations": ALLOCATIONS, "schedules": SCHEDULES}
+TABLES = {"criteria": CRITERIA, "units": UNITS, "allocations": ALLOCATIONS, "schedules": SCHEDULES, "solvers": SOLVERS}
 
 
 def test_every_name_is_listed_with_its_formula(run: Run) -> None:

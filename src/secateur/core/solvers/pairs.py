@@ -76,8 +76,8 @@ def aim(weight: Tensor, pairs: Pairs, damping: float, shifts: bool) -> tuple[Ten
 
     Example:
         >>> z = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 1.0]])  # inputs are half of what they were
-        >>> aim(torch.tensor([[[1.0]]]), split_pairs((z.T @ z)[None]), 0.0, shifts=False)[0].tolist()
-        [[[2.0]]]
+        >>> round(float(aim(torch.tensor([[[1.0]]]), split_pairs((z.T @ z)[None]), 0.0, shifts=False)[0]), 6)
+        2.0
     """
     now, cross = pairs.now.double(), pairs.cross.double()
     if shifts:
