@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import final
 
 from torch import Tensor
 
 from secateur.core.canonical import wide
-from secateur.model.evidence.passes import Found, Observer
+from secateur.model.evidence.passes import Found, Observer, Pass
 from secateur.model.evidence.source import Request
 from secateur.model.names import find_parameter
 
@@ -37,10 +38,17 @@ class WeightGradients(Observer):
         self._root, self._names = request.root, tuple(request.weights)
         self._sums: Found = {kind: {} for kind in request.kinds}
         self._count = 0
+        self._weights: dict[str, Tensor] = {}
+
+    @contextmanager
+    def around(self, one: Pass) -> Iterator[None]:
+        """Looks the weights up before each forward pass: after it a sharded model may hold gathered copies."""
+        self._weights = {name: find_parameter(self._root, name) for name in self._names}
+        yield
 
     def variables(self) -> Mapping[str, Tensor]:
-        """The weights; looked up each time, as sharding replaces them."""
-        return {name: find_parameter(self._root, name) for name in self._names}
+        """The weights."""
+        return self._weights
 
     def take(self, gradients: Mapping[str, Tensor]) -> None:
         """Add one batch."""
