@@ -14,6 +14,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from secateur.core.combine import combine
+from secateur.core.knapsack import knapsack
 from secateur.deploy.attention import open_attention
 from secateur.deploy.files import load, save
 from secateur.deploy.pack import CostTable, Explanation, PackedModel, cost_table, pack
@@ -34,8 +35,10 @@ from secateur.train.loop.snapshot import Snapshot
 from secateur.train.loop.training import Training
 from secateur.train.recalibrate import recalibrate
 from secateur.train.recovery import dense_sparse_dense, prune_rounds, recover, scratch, tickets
+from secateur.train.sensitivity import Sensitivity, sensitivity
 from secateur.train.shrink import shrink
 from secateur.train.shrinkage import Shrinkage, shrinkage
+from secateur.train.unit_costs import costs
 from secateur.types import NM, KeyLayout, Layout, Unit
 
 groups = find_groups
@@ -62,6 +65,7 @@ __all__ = [
     "Pruner",
     "Record",
     "Report",
+    "Sensitivity",
     "Shares",
     "Shrinkage",
     "Snapshot",
@@ -72,6 +76,7 @@ __all__ = [
     "combine",
     "compress",
     "cost_table",
+    "costs",
     "dense_sparse_dense",
     "effective",
     "evaluate",
@@ -79,6 +84,7 @@ __all__ = [
     "find_masks",
     "fit",
     "groups",
+    "knapsack",
     "latency",
     "load",
     "masked",
@@ -93,6 +99,7 @@ __all__ = [
     "save",
     "score",
     "scratch",
+    "sensitivity",
     "shrink",
     "shrinkage",
     "tickets",

@@ -178,6 +178,8 @@ class CriterionEntry:
         data: what the user has to give, in words: "none", "init", "batches", "training".
         summary: one line, with the formula.
         reference: authors, year, arXiv.
+        elementwise: each score follows from the evidence at the same place alone, so that pieces of a tensor may be
+            scored by themselves, and more than once.
     """
 
     function: Criterion
@@ -188,6 +190,7 @@ class CriterionEntry:
     reference: str
     units: frozenset[str] | None = None
     batches: int = 1
+    elementwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +203,19 @@ class UnitEntry:
 
 @dataclass(frozen=True, slots=True)
 class AllocationEntry:
-    """A row of the table of allocations."""
+    """A row of the table of allocations.
+
+    Attributes:
+        function: the allocation.
+        summary: one line, with the formula.
+        reference: authors, year, arXiv.
+        own_total: the rule decides itself how many units stay in all (by cost); ``keep`` does not bind it.
+    """
 
     function: Allocation
     summary: str
     reference: str
+    own_total: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from torch import Tensor
@@ -10,12 +10,22 @@ from torch import Tensor
 from secateur.core.combine import Combination, by_hand, merge, parse_combination
 from secateur.core.criteria import CRITERIA
 from secateur.core.names import needs, resolve, spec_of
+from secateur.core.reduce import reduce_axes
 from secateur.core.select import check_scores
+from secateur.core.streamed import Pieces, Streamed, in_pieces
 from secateur.core.unit_channel import Channel, evidence_layout
-from secateur.core.units import unit_name
+from secateur.core.units import Weight, unit_name
 from secateur.types import CriterionEntry, Evidence, Layout, Reduce, Tensors, Unit
 
-__all__ = ["CriterionLike", "batches_needed", "criterion_spec", "evidence_needed", "resolve_criterion", "score"]
+__all__ = [
+    "CriterionLike",
+    "batches_needed",
+    "criterion_spec",
+    "evidence_needed",
+    "resolve_criterion",
+    "score",
+    "streamed_score",
+]
 
 CriterionLike: TypeAlias = str | CriterionEntry | Combination | Callable[..., Tensor]
 """Whatever names a criterion: a spec, a row, a combination, or a function of evidence."""
@@ -140,14 +150,50 @@ def score(
     return scores
 
 
+def streamed_score(
+    criterion: CriterionLike, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None = None
+) -> Tensors:
+    """As ``score``; what an elementwise criterion gives to single weights is made when it is read, and not before.
+
+    Returns:
+        Parameter or group -> scores.
+    """
+    entry = resolve_criterion(criterion)
+    if not (isinstance(entry, CriterionEntry) and entry.elementwise and unit == Weight()):
+        return score(criterion, evidence, layout, unit, reduce)
+    names = needs(entry.function)
+    for key in layout:
+        for name in names:
+            if tuple(_read(entry, evidence, name, key).shape) != unit.grid(layout[key]):
+                return score(criterion, evidence, layout, unit, reduce)  # which says what is wrong
+
+    def passes(key: str) -> Pieces:
+        def start() -> Iterator[Tensor]:
+            flat = [evidence[name][key].flatten() for name in names]
+            for pieces in zip(*map(in_pieces, flat), strict=True):
+                yield reduce_axes(entry.function(*pieces), (), entry.reduce if reduce is None else reduce)
+
+        return start
+
+    made = Streamed({key: unit.grid(one) for key, one in layout.items()}, {key: passes(key) for key in layout})
+    check_scores(made)
+    return made
+
+
 def _score_entry(
     entry: CriterionEntry, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None
 ) -> dict[str, Tensor]:
     _check_unit(entry, unit)
     if entry.level == "weight":
         parameters = evidence_layout(unit, layout)
-        raw = {key: _run(entry, evidence, key, one.shape, "weight") for key, one in parameters.items()}
-        return unit.pool(raw, layout, entry.reduce if reduce is None else reduce)
+        how = entry.reduce if reduce is None else reduce
+        if isinstance(unit, Channel):
+            raw = {key: _run(entry, evidence, key, one.shape, "weight") for key, one in parameters.items()}
+            return unit.pool(raw, layout, how)
+        pooled: dict[str, Tensor] = {}
+        for key, one in parameters.items():  # the scores of one parameter at a time
+            pooled |= unit.pool({key: _run(entry, evidence, key, one.shape, "weight")}, layout, how)
+        return pooled
     if isinstance(unit, Channel) and entry.units is not None:  # one score per output of a producer
         named = [_kind(entry, evidence, name) for name in needs(entry.function)]
         known = dict.fromkeys(member.name for key in layout.values() for member in key.members if member.part == "out")

@@ -20,7 +20,7 @@ _ROWS = 40
 def shares_of(masks: Masks) -> Shares:
     """The three sparsities: of units, of target weights, of all parameters."""
     units = sum(mask.numel() for mask in masks.unit_masks.values())
-    kept_units = sum(int(mask.sum()) for mask in masks.unit_masks.values())
+    kept_units = sum(masks.unit_masks.count(key) for key in masks.unit_masks)
     weights = sum(math.prod(key.shape) for key in masks.parameters.values())
     removed = weights - sum(masks.kept(name) for name in masks)
     everything = sum(parameter.numel() for parameter in unwrap(masks.model).parameters())

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from secateur.core import (
@@ -18,6 +17,7 @@ from secateur.core import (
     resolve_criterion,
 )
 from secateur.core import score as score_units
+from secateur.core.bit_masks import BitMasks, all_kept
 from secateur.model.batches import LossFunction, StepFunction
 from secateur.model.evidence import Source, collect
 from secateur.model.group_targets import find_layout
@@ -208,7 +208,7 @@ def choose_masks(
     source: Source,
     layout: Mapping[str, KeyLayout],
     before: Masks | None = None,
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor]:
     """Evidence to unit masks, the same on every rank; the model is not changed.
 
     Args:
@@ -240,21 +240,22 @@ def choose_masks(
     return share_from_first_rank(masks, root, model)
 
 
-def _so_far(before: Masks, unit: Unit, layout: Mapping[str, KeyLayout]) -> dict[str, Tensor]:
+def _so_far(before: Masks, unit: Unit, layout: Mapping[str, KeyLayout]) -> BitMasks:
     """The masks of these targets before this decision; targets without masks are all kept."""
-    return {
-        name: before.unit_masks.get(name, torch.ones(unit.grid(key), dtype=torch.bool)) for name, key in layout.items()
-    }
+    new = {name: key for name, key in layout.items() if name not in before.unit_masks}
+    return before.unit_masks.replaced(all_kept(unit, new)).chosen(layout)
 
 
 def _cut(
-    model: nn.Module, unit_masks: dict[str, Tensor], unit: Unit, layout: Mapping[str, KeyLayout], undo: bool
+    model: nn.Module, unit_masks: Mapping[str, Tensor], unit: Unit, layout: Mapping[str, KeyLayout], undo: bool
 ) -> Masks:
     """Bring the model's masks, new ones or those it has, to ``unit_masks``."""
     masks = find_masks(model)
     if masks is None:
-        masks = Masks(model, {n: mask.new_ones(mask.shape) for n, mask in unit_masks.items()}, unit, layout, undo=undo)
+        masks = Masks(model, unit_masks, unit, layout, undo=undo)
         register_masks(model, masks)
+        masks.apply()
+        return masks
     masks.add(layout)
     masks.update(unit_masks)
     if not undo:
