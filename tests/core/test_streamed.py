@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ def short_pieces() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("secateur.core.streamed.PIECE", 5)
         patch.setattr("secateur.core.top.PIECE", 5)
+        patch.setattr(sys.modules["secateur.core.select"], "_SMALL", 7)
         yield
 
 

@@ -102,6 +102,6 @@ def _lifted(raised: Mapping[str, float], sizes: Mapping[str, int], keep: int) ->
 
 ROWS: Mapping[str, AllocationEntry] = {
     "owl": AllocationEntry(
-        owl, "density grows with the share of outliers, s > M mean s", "Yin et al. 2024, arXiv 2310.05175 [M]"
+        owl, "density grows with the share of outliers, s > M mean s", "Yin et al. 2024, arXiv 2310.05175"
     ),
 }

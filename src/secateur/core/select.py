@@ -25,6 +25,9 @@ __all__ = ["Within", "check_scores", "keep_top", "removed_count", "select", "sel
 Within: TypeAlias = Literal["tensor", "row"] | NM
 """Where units compete: in the whole tensor, in each output row, or in each group of n of m."""
 
+_SMALL = 1 << 22
+"""Streamed scores of so many units are rather made once than passed over."""
+
 # A sparsity is a rounded number: 0.145 stands for 14.5 of 100, and 1/6 for 0.5 of 3. Products that miss
 # their half by less than some last places of the float count as having reached it.
 _SLACK = Fraction(1, 2**48)
@@ -127,7 +130,8 @@ def select_each(
     previous: Tensors | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """As ``select``, key by key, so that no two scores or masks have to stand together."""
-    check_scores(scores)
+    if not isinstance(scores, Streamed):  # those were checked when they were made
+        check_scores(scores)
     for key in scores:
         shape = shape_of(scores, key)
         alive = None if previous is None else _alive(key, shape, previous)
@@ -162,7 +166,7 @@ def _alive(key: str, shape: tuple[int, ...], previous: Tensors) -> Tensor:
 def _select_tensor(scores: Tensors, key: str, keep: int, alive: Tensor | None) -> Tensor:
     """Flat mask; a tensor that stands is handed to ``keep_top``, one that comes in pieces is passed over."""
     if alive is None:
-        if isinstance(scores, Streamed):
+        if isinstance(scores, Streamed) and math.prod(scores.shape(key)) > _SMALL:
             return keep_by_passes(pieces_of(scores, key), math.prod(scores.shape(key)), keep)
         return keep_top(scores[key].flatten(), keep)
     left = left_over(scores, {key: alive})
