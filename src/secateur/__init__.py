@@ -14,6 +14,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from secateur.core.combine import combine
+from secateur.core.knapsack import knapsack
 from secateur.deploy.attention import open_attention
 from secateur.deploy.files import load, save
 from secateur.deploy.pack import CostTable, Explanation, PackedModel, cost_table, pack
@@ -34,9 +35,11 @@ from secateur.train.loop.snapshot import Snapshot
 from secateur.train.loop.training import Training
 from secateur.train.recalibrate import recalibrate
 from secateur.train.recovery import dense_sparse_dense, prune_rounds, recover, scratch, tickets
+from secateur.train.sensitivity import Sensitivity, sensitivity
 from secateur.train.shrink import shrink
 from secateur.train.shrinkage import Shrinkage, shrinkage
 from secateur.train.slimming import slimming
+from secateur.train.unit_costs import costs
 from secateur.types import NM, KeyLayout, Layout, Unit
 
 groups = find_groups
@@ -64,6 +67,7 @@ __all__ = [
     "Reconstruction",
     "Record",
     "Report",
+    "Sensitivity",
     "Shares",
     "Shrinkage",
     "Snapshot",
@@ -74,6 +78,7 @@ __all__ = [
     "combine",
     "compress",
     "cost_table",
+    "costs",
     "dense_sparse_dense",
     "effective",
     "evaluate",
@@ -81,6 +86,7 @@ __all__ = [
     "find_masks",
     "fit",
     "groups",
+    "knapsack",
     "latency",
     "load",
     "masked",
@@ -96,6 +102,7 @@ __all__ = [
     "save",
     "score",
     "scratch",
+    "sensitivity",
     "shrink",
     "shrinkage",
     "slimming",

@@ -188,6 +188,8 @@ class CriterionEntry:
         reference: authors, year, arXiv.
         merge: for criteria whose removed units others can take over: rows of units (``core/unit_rows``) by name,
             ``kept`` (bool [units]) and ``removed`` (numbers) to the partner and the factor of each removed unit.
+        elementwise: each score follows from the evidence at the same place alone, so that pieces of a tensor may be
+            scored by themselves, and more than once.
     """
 
     function: Criterion
@@ -202,6 +204,7 @@ class CriterionEntry:
     rounds: int = 1
     regrow: bool = False
     update: Update | None = None
+    elementwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +217,19 @@ class UnitEntry:
 
 @dataclass(frozen=True, slots=True)
 class AllocationEntry:
-    """A row of the table of allocations."""
+    """A row of the table of allocations.
+
+    Attributes:
+        function: the allocation.
+        summary: one line, with the formula.
+        reference: authors, year, arXiv.
+        own_total: the rule decides itself how many units stay in all (by cost); ``keep`` does not bind it.
+    """
 
     function: Allocation
     summary: str
     reference: str
+    own_total: bool = False
 
 
 @dataclass(frozen=True, slots=True)

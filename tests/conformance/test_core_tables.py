@@ -83,7 +83,7 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
 UNIT_ROWS = ["weight", "row", "column", "kernel", "filter", "in_channel", "layer", "block(3, 2)"]
 UNIT_ROWS += ["channel", "channel(all)"]
 ONE_PER_ROW = {"filter", "in_channel", "layer", "channel", "channel(all)"}
-ALLOCATION_ROWS = ["uniform", "global", "erk", "er", "uniform_plus", "lamp"]
+ALLOCATION_ROWS = ["uniform", "global", "erk", "er", "uniform_plus", "lamp", "owl"]
 SCHEDULE_ROWS = ["one_shot", "linear", "geometric", "exponential", "cubic", "one_cycle", "cosine"]
 PER_UNIT = {"gate_grad_sq", "gate_example_abs", "gate_example_sq", "gate_change_sq", "reader_gate_abs"}
 PER_UNIT |= {"activation_mean", "activation_zeros", "activation_rank"}
@@ -150,6 +150,8 @@ def _refused(criterion: str, unit: str, allocation: str, within: object) -> str 
         return "one score per"
     if allocation == "lamp" and CRITERION_ROWS[criterion][1]:
         return "lamp squares the scores"
+    if allocation == "owl" and CRITERION_ROWS[criterion][1]:
+        return "owl compares scores with their mean"
     if within == "row" and unit in ONE_PER_ROW:
         return "each output row has one unit"
     return None

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from secateur.core.bit_masks import BitMasks
 from secateur.core.units import parse_unit
 from secateur.model.masks import Masks
 from secateur.model.packed import PackedMasks
@@ -105,7 +106,7 @@ def test_shares_are_counts(case: Case) -> None:
 @given(cases())
 def test_packing_and_checkpoints_are_bijections(case: Case) -> None:
     expected = brute_force(case)
-    packed = PackedMasks(expected)
+    packed = PackedMasks(BitMasks(expected.items()))
     for name, mask in expected.items():
         assert torch.equal(packed.unpack(name), mask)
         assert packed.bits[name].numel() == math.ceil(mask.numel() / 8)

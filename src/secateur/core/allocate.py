@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import torch
+
 from secateur.core.allocations import resolve_allocation
 from secateur.core.apportion import apportion
+from secateur.core.bit_masks import BitMasks
 from secateur.core.names import needs
 from secateur.core.select import removed_count
+from secateur.core.streamed import left_over
 from secateur.core.units import Layer, unit_sizes
 from secateur.types import AllocationEntry, Evidence, Layout, Tensors, Unit
 
@@ -64,10 +68,10 @@ def allocate(
     """
     sizes = unit_sizes(unit, layout)
     keep = sum(sizes.values()) - removed_count(sum(sizes.values()), sparsity)
-    alive = dict(sizes) if previous is None else {key: int(previous[key].sum()) for key in sizes}
+    alive = dict(sizes) if previous is None else {key: int(torch.count_nonzero(previous[key])) for key in sizes}
     floors = _floors(sizes, alive, None if isinstance(unit, Layer) else min_density)
     keep = _possible(keep, sparsity, sizes, alive, floors)
-    left = dict(scores) if previous is None else {key: scores[key][previous[key].bool()] for key in sizes}
+    left = scores if previous is None else left_over(scores, BitMasks((key, previous[key]) for key in sizes))
     given: dict[str, object] = {
         **(evidence or {}),
         "scores": left,
@@ -79,7 +83,7 @@ def allocate(
     }
     entry = resolve_allocation(allocation)
     counts = _call(entry, given)
-    _check_counts(counts, sizes, keep)
+    _check_counts(counts, sizes, None if entry.own_total else keep)
     total = max(sum(floors.values()), min(sum(counts.values()), sum(alive.values())))
     return _fit({key: counts[key] for key in sizes}, floors, alive, total)
 
@@ -123,13 +127,13 @@ def _call(entry: AllocationEntry, given: Mapping[str, object]) -> dict[str, int]
     return entry.function(**{name: given[name] for name in names})
 
 
-def _check_counts(counts: Mapping[str, int], sizes: Mapping[str, int], keep: int) -> None:
+def _check_counts(counts: Mapping[str, int], sizes: Mapping[str, int], keep: int | None) -> None:
     if set(counts) != set(sizes):
         raise ValueError(f"the allocation gave counts for {sorted(counts)}, but the keys are {sorted(sizes)}")
     for key, count in counts.items():
         if type(count) is not int or not 0 <= count <= sizes[key]:
             raise ValueError(f"the allocation keeps {count!r} units of {key!r}: a whole number from 0 to {sizes[key]}")
-    if abs(sum(counts.values()) - keep) > len(sizes):
+    if keep is not None and abs(sum(counts.values()) - keep) > len(sizes):
         raise ValueError(
             f"the allocation keeps {sum(counts.values())} units in all, but {keep} are wanted; it may differ by "
             "rounding, one unit per key"

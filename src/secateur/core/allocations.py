@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from secateur.core import outliers
 from secateur.core.apportion import apportion, water_fill
 from secateur.core.names import resolve
-from secateur.core.select import keep_top, removed_count
-from secateur.core.typed import split
+from secateur.core.pooled import global_
+from secateur.core.select import removed_count
 from secateur.core.unit_channel import producer_shape
 from secateur.types import AllocationEntry, KeyLayout, Layout, Tensors
 
@@ -54,36 +55,6 @@ def uniform(sizes: Mapping[str, int], sparsity: float) -> dict[str, int]:
         Follows from the definition.
     """
     return {key: n - removed_count(n, sparsity) for key, n in sizes.items()}
-
-
-def global_(scores: Tensors, keep: int, floors: Mapping[str, int]) -> dict[str, int]:
-    """One pool of all units: each key keeps what it has among the ``keep`` highest.
-
-    Scores of different keys have to be comparable. Under protection the top ``floors[key]`` units of each key are
-    kept first, and the rest compete for what is left.
-
-    Args:
-        scores: unit scores.
-        keep: units to keep in all.
-        floors: units each key keeps in any case.
-
-    Returns:
-        Units kept per key, ``keep`` in all.
-
-    Example:
-        >>> scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0, 5.0])}
-        >>> global_(scores, 3, {"a": 0, "b": 0}), global_(scores, 3, {"a": 1, "b": 1})
-        ({'a': 0, 'b': 3}, {'a': 1, 'b': 2})
-
-    Reference:
-        Follows from the definition; protection as catalogued for layer collapse.
-    """
-    flat = {key: score.flatten() for key, score in scores.items()}
-    safe = {key: keep_top(score, floors[key]) if floors[key] else None for key, score in flat.items()}
-    open_ = {key: score if (mask := safe[key]) is None else score[~mask] for key, score in flat.items()}
-    mask = keep_top(torch.cat(list(open_.values())), keep - sum(floors.values()))
-    pieces = split(mask, [score.numel() for score in open_.values()])
-    return {key: floors[key] + int(piece.sum()) for key, piece in zip(open_, pieces, strict=True)}
 
 
 def lamp(scores: Tensors, keep: int, floors: Mapping[str, int]) -> dict[str, int]:
@@ -261,6 +232,7 @@ ALLOCATIONS: Mapping[str, AllocationEntry] = {
     "lamp": AllocationEntry(
         lamp, "one pool of s^2 over the sum of the s^2 not below it", "Lee et al. 2021, arXiv 2010.07611"
     ),
+    **outliers.ROWS,
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from secateur.core.allocate import AllocationLike, allocate
-from secateur.core.score import CriterionLike, score
-from secateur.core.select import Within, select
+from secateur.core.bit_masks import BitMasks
+from secateur.core.score import CriterionLike, streamed_score
+from secateur.core.select import Within, select_each
 from secateur.core.units import parse_unit
 from secateur.types import NM, Evidence, Layout, Reduce, Tensors, Unit
 
@@ -27,8 +29,11 @@ def decide(
     reduce: Reduce | None = None,
     min_density: float | None = 0.0,
     previous: Tensors | None = None,
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor]:
     """Which units stay: score, allocate, select.
+
+    Scores that an ``elementwise`` criterion gives to single weights are computed piece by piece, as often as they are
+    read, so that those of a large network never stand together; each mask is packed as soon as it is made.
 
     For n of m the pattern fixes the sparsity, so neither ``allocation`` nor ``min_density`` is read, and ``sparsity``
     is None or the pattern's own.
@@ -46,7 +51,7 @@ def decide(
         previous: unit masks so far; removed units stay removed.
 
     Returns:
-        Bool unit masks in the grid shape, True = kept.
+        Bool unit masks in the grid shape, True = kept; they stand packed, and each look-up unpacks one.
 
     Raises:
         ValueError: for anything the parts refuse, and for a sparsity that contradicts the n:m pattern.
@@ -78,11 +83,11 @@ def decide(
                 f"sparsity={sparsity} with {window}: the pattern itself removes {window.sparsity:.4g} of the weights; "
                 "leave the sparsity out"
             )
-        scores = score(criterion, evidence, layout, resolved, reduce)
-        return select(scores, {}, within=window, layout=layout, previous=previous)
+        scores = streamed_score(criterion, evidence, layout, resolved, reduce)
+        return BitMasks(select_each(scores, {}, within=window, layout=layout, previous=previous))
     if sparsity is None:
         raise ValueError("sparsity is missing: give the share of units to remove, such as 0.9")
-    scores = score(criterion, evidence, layout, resolved, reduce)
+    scores = streamed_score(criterion, evidence, layout, resolved, reduce)
     keep = allocate(
         allocation,
         sparsity=sparsity,
@@ -93,4 +98,4 @@ def decide(
         min_density=min_density,
         previous=previous,
     )
-    return select(scores, keep, within=window, layout=layout, previous=previous)
+    return BitMasks(select_each(scores, keep, within=window, layout=layout, previous=previous))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from secateur.core.combine import Combination, by_hand, merge, parse_combination
 from secateur.core.criteria import CRITERIA
 from secateur.core.names import needs, resolve, settings_of, spec_of
+from secateur.core.reduce import reduce_axes
 from secateur.core.select import check_scores
+from secateur.core.streamed import Pieces, Streamed, in_pieces
 from secateur.core.unit_channel import Channel, evidence_layout
 from secateur.core.unit_rows import ROW_KINDS, unit_rows
-from secateur.core.units import unit_name
+from secateur.core.units import Weight, unit_name
 from secateur.types import CriterionEntry, Evidence, KeyLayout, Layout, Reduce, Tensors, Unit
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "rounds_needed",
     "score",
     "settings_needed",
+    "streamed_score",
 ]
 
 CriterionLike: TypeAlias = str | CriterionEntry | Combination | Callable[..., Tensor]
@@ -199,14 +202,50 @@ def score(
     return scores
 
 
+def streamed_score(
+    criterion: CriterionLike, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None = None
+) -> Tensors:
+    """As ``score``; what an elementwise criterion gives to single weights is made when it is read, and not before.
+
+    Returns:
+        Parameter or group -> scores.
+    """
+    entry = resolve_criterion(criterion)
+    if not (isinstance(entry, CriterionEntry) and entry.elementwise and unit == Weight()):
+        return score(criterion, evidence, layout, unit, reduce)
+    names = needs(entry.function)
+    for key in layout:
+        for name in names:
+            if tuple(_read(entry, evidence, name, key).shape) != unit.grid(layout[key]):
+                return score(criterion, evidence, layout, unit, reduce)  # which says what is wrong
+
+    def passes(key: str) -> Pieces:
+        def start() -> Iterator[Tensor]:
+            flat = [evidence[name][key].flatten() for name in names]
+            for pieces in zip(*map(in_pieces, flat), strict=True):
+                yield reduce_axes(entry.function(*pieces), (), entry.reduce if reduce is None else reduce)
+
+        return start
+
+    made = Streamed({key: unit.grid(one) for key, one in layout.items()}, {key: passes(key) for key in layout})
+    check_scores(made)
+    return made
+
+
 def _score_entry(
     entry: CriterionEntry, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None
 ) -> dict[str, Tensor]:
     _check_unit(entry, unit)
     if entry.level == "weight":
         parameters = evidence_layout(unit, layout)
-        raw = {key: _run(entry, evidence, key, one.shape, "weight") for key, one in parameters.items()}
-        return unit.pool(raw, layout, entry.reduce if reduce is None else reduce)
+        how = entry.reduce if reduce is None else reduce
+        if isinstance(unit, Channel):
+            raw = {key: _run(entry, evidence, key, one.shape, "weight") for key, one in parameters.items()}
+            return unit.pool(raw, layout, how)
+        pooled: dict[str, Tensor] = {}
+        for key, one in parameters.items():  # the scores of one parameter at a time
+            pooled |= unit.pool({key: _run(entry, evidence, key, one.shape, "weight")}, layout, how)
+        return pooled
     if _reads_rows(entry):
         return {key: _run_rows(entry, evidence, key, one, unit) for key, one in layout.items()}
     # Evidence that filters have too is one number per output of a producer; the rest is collected per coupled unit.

@@ -7,7 +7,7 @@ The mask equals that of a full stable sort, at the cost of one selection: linear
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Literal, TypeAlias, cast
 
@@ -16,12 +16,17 @@ from torch import Tensor
 
 from secateur import native
 from secateur.core.canonical import to_grouped, to_parameter, wide
+from secateur.core.streamed import Streamed, left_over, pieces_of, shape_of
+from secateur.core.top import keep_by_passes, keep_top, row_borders
 from secateur.types import NM, KeyLayout, Layout, Tensors
 
-__all__ = ["Within", "check_scores", "keep_top", "removed_count", "select"]
+__all__ = ["Within", "check_scores", "keep_top", "removed_count", "select", "select_each"]
 
 Within: TypeAlias = Literal["tensor", "row"] | NM
 """Where units compete: in the whole tensor, in each output row, or in each group of n of m."""
+
+_SMALL = 1 << 22
+"""Streamed scores of so many units are rather made once than passed over."""
 
 # A sparsity is a rounded number: 0.145 stands for 14.5 of 100, and 1/6 for 0.5 of 3. Products that miss
 # their half by less than some last places of the float count as having reached it.
@@ -65,9 +70,10 @@ def check_scores(scores: Tensors) -> None:
         Traceback (most recent call last):
         ValueError: scores of 'fc.weight': 1 of 2 are NaN and 0 infinite, so ...
     """
-    for key, score in scores.items():
-        if bool(torch.isfinite(score).all()):
+    for key in scores:
+        if all(map(_all_finite, pieces_of(scores, key)())):
             continue
+        score = scores[key]
         nan = int(torch.isnan(score).sum())
         infinite = int(torch.isinf(score).sum())
         raise ValueError(
@@ -75,37 +81,6 @@ def check_scores(scores: Tensors) -> None:
             "look for NaN or overflow in the weights and the loss, score in float32 instead of half precision, "
             f"or leave the parameter out with exclude=[{key!r}]"
         )
-
-
-def keep_top(scores: Tensor, keep: int) -> Tensor:
-    """Mask of the ``keep`` highest of flat scores; of equal ones the lower index goes first.
-
-    Args:
-        scores: [n], finite.
-        keep: from 0 to n.
-
-    Returns:
-        Bool [n], True = kept, exactly ``keep`` of them.
-
-    Example:
-        >>> keep_top(torch.tensor([3.0, 1.0, 1.0, 1.0]), 2).tolist()
-        [True, False, False, True]
-    """
-    n = scores.numel()
-    assert scores.dim() == 1, scores.shape
-    assert 0 <= keep <= n, (n, keep)
-    if keep == n:
-        return torch.ones(n, dtype=torch.bool, device=scores.device)
-    if keep == 0:
-        return torch.zeros(n, dtype=torch.bool, device=scores.device)
-    scores = wide(scores)
-    border = _border(scores.unsqueeze(0), keep).squeeze()
-    mask = scores > border
-    missing = keep - int(mask.sum())
-    if missing:
-        ties = (scores == border).nonzero().squeeze(1)
-        mask[ties[ties.numel() - missing :]] = True
-    return mask
 
 
 def select(
@@ -143,44 +118,68 @@ def select(
         >>> select({"fc": torch.tensor([[1.0, 4.0], [5.0, 6.0]])}, {"fc": 2}, within="row")["fc"].tolist()
         [[False, True], [False, True]]
     """
-    check_scores(scores)
-    masks: dict[str, Tensor] = {}
-    for key, score in scores.items():
-        alive = None if previous is None else _alive(key, score, previous)
+    return dict(select_each(scores, keep, within=within, layout=layout, previous=previous))
+
+
+def select_each(
+    scores: Tensors,
+    keep: Mapping[str, int],
+    *,
+    within: Within = "tensor",
+    layout: Layout | None = None,
+    previous: Tensors | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """As ``select``, key by key, so that no two scores or masks have to stand together."""
+    if not isinstance(scores, Streamed):  # those were checked when they were made
+        check_scores(scores)
+    for key in scores:
+        shape = shape_of(scores, key)
+        alive = None if previous is None else _alive(key, shape, previous)
         if isinstance(within, NM):
-            masks[key] = _select_nm(key, score, within, _layout_of(key, layout, "n of m"), alive)
+            yield key, _select_nm(key, scores[key], within, _layout_of(key, layout, "n of m"), alive)
             continue
-        if not 0 <= keep[key] <= score.numel():
-            raise ValueError(f"keep[{key!r}] = {keep[key]}: it counts kept units, from 0 to {score.numel()}")
+        if not 0 <= keep[key] <= math.prod(shape):
+            raise ValueError(f"keep[{key!r}] = {keep[key]}: it counts kept units, from 0 to {math.prod(shape)}")
         if within == "row":
-            masks[key] = _select_rows(key, score, keep[key], None if layout is None else layout.get(key), alive)
+            one = None if layout is None else layout.get(key)
+            yield key, _select_rows(key, scores[key], keep[key], one, alive)
         elif within == "tensor":  # pyright: ignore[reportUnnecessaryComparison]
-            masks[key] = _select_tensor(key, score, keep[key], alive)
+            yield key, _select_tensor(scores, key, keep[key], alive).reshape(shape)
         else:
             raise ValueError(f"within={within!r}: take 'tensor', 'row' or NM(keep=2, of=4)")
-    return masks
 
 
-def _alive(key: str, score: Tensor, previous: Tensors) -> Tensor:
+def _all_finite(piece: Tensor) -> bool:
+    if not piece.numel() or not piece.is_floating_point():
+        return True
+    return all(map(math.isfinite, map(float, piece.aminmax())))  # both are NaN where one element is
+
+
+def _alive(key: str, shape: tuple[int, ...], previous: Tensors) -> Tensor:
     mask = previous.get(key)
-    if mask is None or mask.shape != score.shape:
-        shape = None if mask is None else tuple(mask.shape)
-        raise ValueError(f"previous mask of {key!r} has shape {shape}, but its units have shape {tuple(score.shape)}")
+    if mask is None or mask.shape != shape:
+        given = None if mask is None else tuple(mask.shape)
+        raise ValueError(f"previous mask of {key!r} has shape {given}, but its units have shape {shape}")
     return mask.bool()
 
 
-def _select_tensor(key: str, score: Tensor, keep: int, alive: Tensor | None) -> Tensor:
+def _select_tensor(scores: Tensors, key: str, keep: int, alive: Tensor | None) -> Tensor:
+    """Flat mask; a tensor that stands is handed to ``keep_top``, one that comes in pieces is passed over."""
     if alive is None:
-        return keep_top(score.flatten(), keep).reshape(score.shape)
-    left = alive.flatten().nonzero().squeeze(1)
-    if keep > left.numel():
+        if isinstance(scores, Streamed) and math.prod(scores.shape(key)) > _SMALL:
+            return keep_by_passes(pieces_of(scores, key), math.prod(scores.shape(key)), keep)
+        return keep_top(scores[key].flatten(), keep)
+    left = left_over(scores, {key: alive})
+    count = math.prod(left.shape(key))
+    if keep > count:
         raise ValueError(
-            f"keep[{key!r}] = {keep}, but the previous masks kept only {left.numel()} of {score.numel()} units and "
+            f"keep[{key!r}] = {keep}, but the previous masks kept only {count} of {alive.numel()} units and "
             "removed units stay removed: ask for a higher sparsity, or start without previous masks"
         )
-    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    mask[left[keep_top(score.flatten()[left], keep)]] = True
-    return mask.reshape(score.shape)
+    kept = keep_by_passes(pieces_of(left, key), count, keep)
+    mask = alive.flatten().to(kept.device, copy=True)
+    mask[mask.clone()] = kept
+    return mask
 
 
 def _select_rows(key: str, score: Tensor, keep: int, layout: KeyLayout | None, alive: Tensor | None) -> Tensor:
@@ -219,24 +218,12 @@ def _keep_top_rows(rows: Tensor, keep: int) -> Tensor:
         return torch.ones_like(rows, dtype=torch.bool)
     if keep == 0:
         return torch.zeros_like(rows, dtype=torch.bool)
-    border = _border(rows, keep)
+    border = row_borders(rows, keep)
     above = rows > border
     ties = rows == border
     missing = keep - above.sum(1, keepdim=True)
     ties_from_the_end = ties.flip(1).cumsum(1).flip(1)
     return above | (ties & (ties_from_the_end <= missing))
-
-
-def _border(rows: Tensor, keep: int) -> Tensor:
-    """[rows, n] -> [rows, 1], a score such that all above it stay, all below it go, and position decides among equals.
-
-    ``topk`` on the smaller side is linear for any order of the scores; ``kthvalue`` on a descending million takes
-    minutes (torch 2.13).
-    """
-    removed = rows.shape[1] - keep
-    if keep <= removed:
-        return rows.topk(keep, dim=1, sorted=False).values.amin(1, keepdim=True)
-    return rows.topk(removed, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
 
 
 def _select_nm(key: str, score: Tensor, pattern: NM, layout: KeyLayout, alive: Tensor | None) -> Tensor:

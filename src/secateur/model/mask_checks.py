@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from secateur.core.bit_masks import BitMasks
 from secateur.model.names import canonical_names, unwrap
 from secateur.model.registry import find_masks
 from secateur.model.sharding import local, part_of, take
@@ -16,28 +17,26 @@ from secateur.types import KeyLayout, Layout, Unit
 __all__ = ["check_members", "check_shapes", "check_zeros", "untie", "zeros_without_masks"]
 
 
-def untie(
-    root: nn.Module, unit_masks: Mapping[str, Tensor], layout: Layout
-) -> tuple[dict[str, Tensor], dict[str, KeyLayout]]:
-    """Masks and layouts under the first name of each parameter; tied names must agree.
+def untie(root: nn.Module, unit_masks: Mapping[str, Tensor], layout: Layout) -> tuple[BitMasks, dict[str, KeyLayout]]:
+    """Masks, packed, and layouts under the first name of each parameter; tied names must agree.
 
     Coupled groups keep their names, their members come under the first names of their parameters.
     """
     first = canonical_names(root)
     if any(key in layout and layout[key].kind == "group" for key in unit_masks):
         return _untie_groups(root, unit_masks, {key: layout[key] for key in unit_masks}, first)
-    masks: dict[str, Tensor] = {}
+    masks = BitMasks()
     layouts: dict[str, KeyLayout] = {}
     given: dict[str, str] = {}
-    for name, mask in unit_masks.items():
+    for name in unit_masks:
         if name not in first:
             raise ValueError(f"mask for {name!r}: {type(root).__name__} has no such parameter; it has {list(first)}")
-        key = first[name]
-        if key in masks and not torch.equal(masks[key], mask.to(torch.bool).cpu()):
+        key, one = first[name], BitMasks([(first[name], unit_masks[name].cpu())])
+        if key in masks and not torch.equal(masks[key], one[key]):
             raise ValueError(
                 f"{given[key]!r} and {name!r} are the same tensor (tied) but come with different masks; give one mask"
             )
-        masks[key] = mask.to(torch.bool).cpu().clone()
+        masks = masks.replaced(one)
         layouts[key] = layout[name]
         given[key] = name
     return masks, layouts
@@ -45,7 +44,7 @@ def untie(
 
 def _untie_groups(
     root: nn.Module, unit_masks: Mapping[str, Tensor], layout: Layout, first: Mapping[str, str]
-) -> tuple[dict[str, Tensor], dict[str, KeyLayout]]:
+) -> tuple[BitMasks, dict[str, KeyLayout]]:
     for group, key in layout.items():
         for member in key.members:
             if member.name not in first:
@@ -57,7 +56,7 @@ def _untie_groups(
         group: replace(key, members=tuple(replace(member, name=first[member.name]) for member in key.members))
         for group, key in layout.items()
     }
-    return {group: mask.to(torch.bool).cpu().clone() for group, mask in unit_masks.items()}, layouts
+    return BitMasks((group, mask.cpu()) for group, mask in unit_masks.items()), layouts
 
 
 def check_shapes(unit_masks: Mapping[str, Tensor], unit: Unit, layout: Layout) -> None:
@@ -66,13 +65,15 @@ def check_shapes(unit_masks: Mapping[str, Tensor], unit: Unit, layout: Layout) -
     Raises:
         ValueError: with the name, the shape given and the shape needed.
     """
-    for name, mask in unit_masks.items():
+    packed = isinstance(unit_masks, BitMasks)
+    for name in unit_masks:
         if name not in layout:
             raise ValueError(f"mask for {name!r}: these masks are of {list(layout)}")
-        if tuple(mask.shape) != unit.grid(layout[name]):
+        shape = unit_masks.shapes[name] if packed else tuple(unit_masks[name].shape)
+        if shape != unit.grid(layout[name]):
             what = "group of units" if layout[name].kind == "group" else "parameter of shape"
             raise ValueError(
-                f"mask for {name!r} has shape {tuple(mask.shape)}; unit {unit.spec!r} of a {what} "
+                f"mask for {name!r} has shape {shape}; unit {unit.spec!r} of a {what} "
                 f"{layout[name].shape} needs {unit.grid(layout[name])}"
             )
 

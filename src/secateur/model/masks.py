@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 from weakref import ref
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from secateur.core.bit_masks import BitMasks, all_kept
 from secateur.core.unit_channel import parameter_layout, touching
 from secateur.model.attach import Attachments
 from secateur.model.edited import EditedValues
 from secateur.model.mask_checks import check_members, check_shapes, check_zeros, untie
 from secateur.model.names import unwrap
-from secateur.model.packed import PackedMasks, pack_units, unpack_units
+from secateur.model.packed import PackedMasks, expanded, pack_units, unpack_units
 from secateur.model.places import Places
 from secateur.model.registry import find_masks, forget_masks, register_masks
 from secateur.model.removed import RemovedValues
@@ -147,11 +147,11 @@ class Masks(Mapping[str, Tensor]):
         parameters = self._parameters()
         check_shapes(unit_masks, self.unit, self.layout)
         changed, sharing = touching(self.layout, unit_masks)
-        old = {name: self[name] for name in changed}
-        self.unit_masks = {**self.unit_masks, **{n: m.to(torch.bool).cpu().clone() for n, m in unit_masks.items()}}
-        new = self.unit.expand({key: self.unit_masks[key] for key in sharing}, self.layout)
-        for name, before in old.items():
-            parameter, part, after = parameters[name], part_of(parameters[name]), new[name]
+        self.unit_masks = self.unit_masks.replaced(BitMasks((key, mask.cpu()) for key, mask in unit_masks.items()))
+        new = expanded(self.unit, self.unit_masks.chosen(sharing), self.layout, changed)
+        for name in changed:
+            before, after, parameter = self[name], new[name], parameters[name]
+            part = part_of(parameter)
             if self._removed is not None:
                 if name in self._removed:
                     self._removed.put_back(name, parameter, before)
@@ -170,7 +170,7 @@ class Masks(Mapping[str, Tensor]):
         new = {name: key for name, key in layout.items() if name not in self.layout}
         self.layout = {**self.layout, **new}
         self.parameters = parameter_layout(self.layout)
-        self.unit_masks.update({n: torch.ones(self.unit.grid(key), dtype=torch.bool) for n, key in new.items()})
+        self.unit_masks = self.unit_masks.replaced(all_kept(self.unit, new))
         self._packed = self._pack()
 
     def restore_values(self, *, only_zeros: bool = False) -> None:
@@ -270,7 +270,7 @@ class Masks(Mapping[str, Tensor]):
                 f"this checkpoint masks {sorted(state['units'])} by unit {state['unit']!r}; "
                 f"these masks are of {sorted(self.unit_masks)} by unit {self.unit.spec!r}"
             )
-        masks = unpack_units(state["units"])
+        masks = BitMasks(unpack_units(state["units"]).items())
         check_shapes(masks, self.unit, self.layout)
         self.restore_values(only_zeros=True)  # what the masks so far hide may be kept by the new ones
         self.unit_masks = masks
@@ -295,6 +295,5 @@ class Masks(Mapping[str, Tensor]):
                 self._removed.keep(name, parameter, take(self[name], part_of(parameter)), zeros_too)
 
     def _pack(self) -> PackedMasks:
-        masks = self.unit.expand(self.unit_masks, self.layout)
-        self._places = Places(self.parameters)
-        return PackedMasks({name: masks[name] for name in self.parameters})  # both in the same order
+        self._places = Places(self.parameters)  # in the same order
+        return PackedMasks(expanded(self.unit, self.unit_masks, self.layout, self.parameters))

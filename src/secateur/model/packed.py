@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, final
 
 from torch import Tensor
 
 from secateur import native
+from secateur.core.bit_masks import BitMasks
+from secateur.core.units import Weight
 from secateur.model.sharding import WHOLE, Part, local, part_of, take
+from secateur.types import Layout, Unit
 
-__all__ = ["PackedMasks", "pack_units", "unpack_units"]
+__all__ = ["PackedMasks", "expanded", "pack_units", "unpack_units"]
 
 
 @final
@@ -19,24 +22,22 @@ class PackedMasks:
     """Bit-packed masks of named parameters.
 
     Args:
-        masks: name -> bool mask of the parameter's shape.
+        masks: name -> mask of the parameter's shape; the bits are shared.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        self.bits = {name: native.pack_bits(mask) for name, mask in masks.items()}
-        self._shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
+    def __init__(self, masks: BitMasks) -> None:
+        self._masks, self.bits, self._shapes = masks, masks.bits, masks.shapes
         self._names = tuple(masks)
         self._sets: dict[tuple[Part, ...], native.MaskSet] = {}
         self._whole: native.MaskSet | None = None
 
     def unpack(self, name: str) -> Tensor:
         """The bool mask of a parameter."""
-        shape = self._shapes[name]
-        return native.unpack_bits(self.bits[name], prod(shape)).view(shape)
+        return self._masks[name]
 
     def count(self, name: str) -> int:
         """How many weights of a parameter are kept."""
-        return native.count_bits(self.bits[name], prod(self._shapes[name]))
+        return self._masks.count(name)
 
     def zero(self, tensors: Sequence[Tensor | None]) -> None:
         """Zero the removed elements of one tensor per name, in the order of the names; None is left out."""
@@ -60,6 +61,23 @@ class PackedMasks:
                 shapes.append(self._shapes[name] if piece is None else tuple(piece.shape))
             table = self._sets[parts] = native.MaskSet(bits, shapes)
         return table
+
+
+def expanded(unit: Unit, unit_masks: BitMasks, layout: Layout, names: Iterable[str]) -> BitMasks:
+    """Parameter masks from unit masks, one parameter at a time; the masks of single weights are their own.
+
+    Args:
+        unit: what is removed together.
+        unit_masks: of every key that has a part in the parameters.
+        layout: of these keys.
+        names: of the parameters, in the order wanted.
+    """
+    if unit == Weight():
+        return unit_masks.chosen(names)
+    if any(layout[key].kind == "group" for key in unit_masks):
+        masks = unit.expand(unit_masks, layout)
+        return BitMasks((name, masks[name]) for name in names)
+    return BitMasks((name, unit.expand({name: unit_masks[name]}, layout)[name]) for name in names)
 
 
 def pack_units(unit_masks: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:

@@ -35,7 +35,7 @@ class RemovedValues:
             zeros_too: False: where a zero stands, what was remembered before stays remembered.
         """
         values, part = local(parameter).detach(), part_of(parameter)
-        found = values[~mask.to(values.device)].clone()
+        found = values[~mask.to(values.device)]
         before, old = self._values.get(name, (part, found))
         if not zeros_too and before == part and old.shape == found.shape:
             found = torch.where(found == 0, old.to(found), found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import torch
@@ -67,7 +68,7 @@ def reshard(root: nn.Module) -> None:
                 module.reshard()
 
 
-def share_from_first_rank(tensors: dict[str, Tensor], model: nn.Module, wrapped: nn.Module) -> dict[str, Tensor]:
+def share_from_first_rank(tensors: Mapping[str, Tensor], model: nn.Module, wrapped: nn.Module) -> Mapping[str, Tensor]:
     """The same masks on every rank: rank 0's, where the model is data-parallel or sharded.
 
     Args:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
+
+from secateur.core.canonical import to_grouped
 from secateur.model.names import parameters_by_name, unwrap
 from secateur.records import Shares
 from secateur.text import data_size
@@ -19,8 +22,8 @@ _ROWS = 40
 
 def shares_of(masks: Masks) -> Shares:
     """The three sparsities: of units, of target weights, of all parameters."""
-    units = sum(mask.numel() for mask in masks.unit_masks.values())
-    kept_units = sum(int(mask.sum()) for mask in masks.unit_masks.values())
+    units = sum(map(math.prod, masks.unit_masks.shapes.values()))
+    kept_units = sum(masks.unit_masks.count(key) for key in masks.unit_masks)
     weights = sum(math.prod(key.shape) for key in masks.parameters.values())
     removed = weights - sum(masks.kept(name) for name in masks)
     everything = sum(parameter.numel() for parameter in unwrap(masks.model).parameters())
@@ -40,8 +43,8 @@ def file_bytes_estimate(masks: Masks) -> tuple[int, int]:
     for name in masks:
         parameter = parameters[name]
         sparse -= (math.prod(masks.parameters[name].shape) - masks.kept(name)) * parameter.element_size()
-    for mask in masks.unit_masks.values():
-        sparse += _mask_bytes(mask.numel(), int(mask.sum()))
+    for key, shape in masks.unit_masks.shapes.items():
+        sparse += _mask_bytes(math.prod(shape), masks.unit_masks.count(key))
     return dense, sparse
 
 
@@ -58,7 +61,8 @@ def summary(masks: Masks) -> str:
     width = max(len(key) for key in masks.layout)
     for key in list(masks.layout)[:_ROWS]:
         kept, total, what = _counts(masks, key)
-        lines.append(f"  {key:{width}}  {100 * (1 - kept / total):5.1f} %  {kept:>10,} of {total:,} {what}")
+        cut_off = _without_inputs(masks, key)
+        lines.append(f"  {key:{width}}  {100 * (1 - kept / total):5.1f} %  {kept:>10,} of {total:,} {what}{cut_off}")
     if len(masks.layout) > _ROWS:
         lines.append(f"  ... and {len(masks.layout) - _ROWS} more")
     return "\n".join(lines)
@@ -70,7 +74,23 @@ def _counts(masks: Masks, key: str) -> tuple[int, int, str]:
     if layout.kind != "group":
         return masks.kept(key), math.prod(layout.shape), "kept"
     tensors = len({member.name for member in layout.members})
-    return int(masks.unit_masks[key].sum()), layout.shape[0], f"channels kept, slices of {tensors} tensors"
+    return masks.unit_masks.count(key), layout.shape[0], f"channels kept, slices of {tensors} tensors"
+
+
+def _without_inputs(masks: Masks, key: str) -> str:
+    """How many outputs of a layer lost all their weights though no unit is an output: only their bias is left."""
+    layout = masks.layout[key]
+    if layout.kind in ("group", "embedding") or masks.unit.spec in ("filter", "layer") or len(layout.shape) < 2:
+        return ""
+    inputs = to_grouped(masks[key], layout).flatten(2).any(2)
+    dead, outputs = inputs.numel() - int(torch.count_nonzero(inputs)), inputs.numel()
+    if not dead:
+        return ""
+    return (
+        "; no output has inputs: the layer passes nothing on"
+        if dead == outputs
+        else (f"; {dead:,} of {outputs:,} outputs without inputs")
+    )
 
 
 def _of_groups(masks: Masks) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from secateur.core import (
@@ -20,6 +19,7 @@ from secateur.core import (
     rounds_needed,
     settings_needed,
 )
+from secateur.core.bit_masks import BitMasks, all_kept
 from secateur.core.schedules import geometric
 from secateur.core.unit_channel import Channel, evidence_layout
 from secateur.model.evidence import EXAMPLE_KINDS, Source, collect
@@ -42,7 +42,7 @@ def choose_masks(
     before: Masks | None = None,
     *,
     rounds: int | None = None,
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor]:
     """Evidence to unit masks, the same on every rank; the model is not changed.
 
     In n rounds the share of units that is kept falls by the same factor in each, ``d_k = d_0 (d_n / d_0)^(k / n)``, and
@@ -92,7 +92,7 @@ def choose_with_update(
     before: Masks | None = None,
     *,
     rounds: int | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
     """Unit masks in one round, and new values of the weights from the same evidence; the model is not changed.
 
     Args:
@@ -165,7 +165,7 @@ def _decide(
     evidence: Evidence,
     layout: Mapping[str, KeyLayout],
     previous: Mapping[str, Tensor] | None,
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor]:
     masks = decide(
         criterion=plan.criterion,
         unit=plan.parsed_unit,
@@ -182,11 +182,11 @@ def _decide(
 
 
 def _share(masks: Mapping[str, Tensor]) -> float:
-    return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+    counts = [(int(mask.sum()), mask.numel()) for mask in masks.values()]
+    return sum(kept for kept, _ in counts) / sum(size for _, size in counts)
 
 
-def _so_far(before: Masks, unit: Unit, layout: Mapping[str, KeyLayout]) -> dict[str, Tensor]:
+def _so_far(before: Masks, unit: Unit, layout: Mapping[str, KeyLayout]) -> BitMasks:
     """The masks of these targets before this decision; targets without masks are all kept."""
-    return {
-        name: before.unit_masks.get(name, torch.ones(unit.grid(key), dtype=torch.bool)) for name, key in layout.items()
-    }
+    new = {name: key for name, key in layout.items() if name not in before.unit_masks}
+    return before.unit_masks.replaced(all_kept(unit, new)).chosen(layout)

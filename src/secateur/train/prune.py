@@ -243,7 +243,7 @@ def _prune_once(
 
 def cut(
     model: nn.Module,
-    unit_masks: dict[str, Tensor],
+    unit_masks: Mapping[str, Tensor],
     unit: Unit,
     layout: Mapping[str, KeyLayout],
     undo: bool,
@@ -264,10 +264,12 @@ def cut(
     """
     masks = find_masks(model)
     if masks is None:
-        masks = Masks(model, {n: mask.new_ones(mask.shape) for n, mask in unit_masks.items()}, unit, layout, undo=undo)
+        masks = Masks(model, unit_masks, unit, layout, undo=undo)
         register_masks(model, masks)
-    masks.add(layout)
-    masks.update(unit_masks)
+        masks.apply()
+    else:
+        masks.add(layout)
+        masks.update(unit_masks)
     if values:
         edit(masks, values)
     if not undo:

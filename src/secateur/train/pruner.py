@@ -220,7 +220,7 @@ class Pruner:
         self._history.append(SchedulePoint(self._clock, shares.units, sum(map(self.masks.kept, self.masks))))
         return True
 
-    def _choose(self, sparsity: float) -> dict[str, Tensor]:
+    def _choose(self, sparsity: float) -> Mapping[str, Tensor]:
         source = self._source
         if self._stream.kinds:
             source = replace(source, streamed=self._stream.evidence())

@@ -131,10 +131,14 @@ _SNIP = "Lee, Ajanthan, Torr 2019, arXiv 1810.02340"
 _MOLCHANOV = "Molchanov et al. 2019, arXiv 1906.10771"
 
 ROWS: Mapping[str, CriterionEntry] = {
-    "grad_magnitude": CriterionEntry(grad_magnitude, "weight", "mean", "batches", "mean_b |g|", f"variant of {_SNIP}"),
-    "snip": CriterionEntry(snip, "weight", "mean", "batches", "|w| mean_b |g|", _SNIP),
-    "snip_signed": CriterionEntry(snip_signed, "weight", "mean", "batches", "|w mean_b g|", _SNIP),
-    "taylor": CriterionEntry(taylor, "weight", "sum", "batches", "sum w^2 mean_b g^2", _MOLCHANOV, batches=10),
+    "grad_magnitude": CriterionEntry(
+        grad_magnitude, "weight", "mean", "batches", "mean_b |g|", f"variant of {_SNIP}", elementwise=True
+    ),
+    "snip": CriterionEntry(snip, "weight", "mean", "batches", "|w| mean_b |g|", _SNIP, elementwise=True),
+    "snip_signed": CriterionEntry(snip_signed, "weight", "mean", "batches", "|w mean_b g|", _SNIP, elementwise=True),
+    "taylor": CriterionEntry(
+        taylor, "weight", "sum", "batches", "sum w^2 mean_b g^2", _MOLCHANOV, batches=10, elementwise=True
+    ),
     "gate_taylor": CriterionEntry(
         gate_taylor,
         "unit",

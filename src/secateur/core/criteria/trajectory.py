@@ -242,19 +242,27 @@ def _ranks(sizes: Tensor) -> Tensor:
 _ZHOU = "Zhou et al. 2019, arXiv 1905.01067"
 
 ROWS: Mapping[str, CriterionEntry] = {
-    "large_final": CriterionEntry(large_final, "weight", "mean", "none", "|w|", _ZHOU),
-    "small_final": CriterionEntry(small_final, "weight", "mean", "none", "-|w|", _ZHOU),
-    "large_init": CriterionEntry(large_init, "weight", "mean", "init", "|w_init|", _ZHOU),
-    "small_init": CriterionEntry(small_init, "weight", "mean", "init", "-|w_init|", _ZHOU),
+    "large_final": CriterionEntry(large_final, "weight", "mean", "none", "|w|", _ZHOU, elementwise=True),
+    "small_final": CriterionEntry(small_final, "weight", "mean", "none", "-|w|", _ZHOU, elementwise=True),
+    "large_init": CriterionEntry(large_init, "weight", "mean", "init", "|w_init|", _ZHOU, elementwise=True),
+    "small_init": CriterionEntry(small_init, "weight", "mean", "init", "-|w_init|", _ZHOU, elementwise=True),
     "large_init_large_final": CriterionEntry(
-        large_init_large_final, "weight", "mean", "init", "min(alpha |w|, |w_init|)", _ZHOU
+        large_init_large_final, "weight", "mean", "init", "min(alpha |w|, |w_init|)", _ZHOU, elementwise=True
     ),
     "small_init_small_final": CriterionEntry(
-        small_init_small_final, "weight", "mean", "init", "-max(alpha |w|, |w_init|)", _ZHOU
+        small_init_small_final, "weight", "mean", "init", "-max(alpha |w|, |w_init|)", _ZHOU, elementwise=True
     ),
-    "magnitude_increase": CriterionEntry(magnitude_increase, "weight", "mean", "init", "|w| - |w_init|", _ZHOU),
-    "movement": CriterionEntry(movement, "weight", "mean", "init", "|w - w_init|", _ZHOU),
+    "magnitude_increase": CriterionEntry(
+        magnitude_increase, "weight", "mean", "init", "|w| - |w_init|", _ZHOU, elementwise=True
+    ),
+    "movement": CriterionEntry(movement, "weight", "mean", "init", "|w - w_init|", _ZHOU, elementwise=True),
     "movement_sanh": CriterionEntry(
-        movement_sanh, "weight", "mean", "training", "-sum_t g_t w_t", "Sanh et al. 2020, arXiv 2005.07683"
+        movement_sanh,
+        "weight",
+        "mean",
+        "training",
+        "-sum_t g_t w_t",
+        "Sanh et al. 2020, arXiv 2005.07683",
+        elementwise=True,
     ),
 }

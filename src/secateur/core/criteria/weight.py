@@ -115,13 +115,15 @@ def random(noise: Tensor) -> Tensor:
 
 
 _HAN = "Han et al. 2015, arXiv 1506.02626"
-_MAGNITUDE = CriterionEntry(l1, "weight", "mean", "none", "magnitude, |w|", _HAN)
+_MAGNITUDE = CriterionEntry(l1, "weight", "mean", "none", "magnitude, |w|", _HAN, elementwise=True)
 
 ROWS: Mapping[str, CriterionEntry] = {
     "magnitude": _MAGNITUDE,
     "l1": _MAGNITUDE,
-    "l2": CriterionEntry(l2, "weight", "rms", "none", "|w|, a unit by its root mean square", _HAN),
-    "linf": CriterionEntry(linf, "weight", "max", "none", "|w|, a unit by its largest weight", "definition"),
-    "l0": CriterionEntry(l0, "weight", "mean", "none", "share of non-zeros, [w != 0]", "definition"),
+    "l2": CriterionEntry(l2, "weight", "rms", "none", "|w|, a unit by its root mean square", _HAN, elementwise=True),
+    "linf": CriterionEntry(
+        linf, "weight", "max", "none", "|w|, a unit by its largest weight", "definition", elementwise=True
+    ),
+    "l0": CriterionEntry(l0, "weight", "mean", "none", "share of non-zeros, [w != 0]", "definition", elementwise=True),
     "random": CriterionEntry(random, "unit", "mean", "none", "uniform noise, the baseline", "baseline"),
 }

@@ -87,7 +87,7 @@ class Cutter:
     def left(self) -> dict[str, int]:
         """Units of each key that stay so far."""
         masks = find_masks(self.model)
-        found = {} if masks is None else masks.unit_masks
+        found: Mapping[str, Tensor] = {} if masks is None else masks.unit_masks
         return {key: int(found[key].sum()) if key in found else size for key, size in self.sizes.items()}
 
     def cut(self, index: int) -> Masks:
