@@ -175,6 +175,8 @@ class CriterionEntry:
         reduce: how weight scores of one unit become its score, unless the user says otherwise.
         units: for ``level="unit"``, the units it is defined for (None: any).
         batches: how many batches it reads unless the user says otherwise.
+        coupled: for ``level="unit"`` and coupled channels: its evidence is per group and unit, not per output of the
+            layers that make the channels.
         data: what the user has to give, in words: "none", "init", "batches", "training".
         summary: one line, with the formula.
         reference: authors, year, arXiv.
@@ -188,6 +190,7 @@ class CriterionEntry:
     reference: str
     units: frozenset[str] | None = None
     batches: int = 1
+    coupled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,8 +148,7 @@ def _score_entry(
         parameters = evidence_layout(unit, layout)
         raw = {key: _run(entry, evidence, key, one.shape, "weight") for key, one in parameters.items()}
         return unit.pool(raw, layout, entry.reduce if reduce is None else reduce)
-    # Evidence that filters have too is one number per output of a producer; the rest is collected per coupled unit.
-    if isinstance(unit, Channel) and entry.units is not None and "filter" in entry.units:
+    if isinstance(unit, Channel) and entry.units is not None and not entry.coupled:  # one per output of a producer
         named = [_kind(entry, evidence, name) for name in needs(entry.function)]
         known = dict.fromkeys(member.name for key in layout.values() for member in key.members if member.part == "out")
         outputs = {key: (named[0][key].shape[0],) for key in known if all(key in tensors for tensors in named)}

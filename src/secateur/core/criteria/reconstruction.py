@@ -95,5 +95,6 @@ ROWS: Mapping[str, CriterionEntry] = {
         "Luo et al. 2017, arXiv 1707.06342",
         units=frozenset({"channel", "in_channel"}),
         batches=10,
+        coupled=True,
     ),
 }
