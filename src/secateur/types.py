@@ -183,6 +183,8 @@ class CriterionEntry:
         regrow: whether what a round removed may return in the next; it competes with the value it had.
         update: for methods that change the kept weights along: ``(weights, removed, evidence...) -> new weights``,
             mappings of parameter names; the positional parameters behind the first two name the evidence.
+        coupled: for ``level="unit"`` and coupled channels: its evidence is per group and unit, not per output of the
+            layers that make the channels.
         data: what the user has to give, in words: "none", "init", "batches", "training".
         summary: one line, with the formula.
         reference: authors, year, arXiv.
@@ -205,6 +207,7 @@ class CriterionEntry:
     regrow: bool = False
     update: Update | None = None
     elementwise: bool = False
+    coupled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

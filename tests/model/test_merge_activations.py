@@ -96,12 +96,17 @@ def test_the_fit_is_least_squares_on_what_the_reader_reads() -> None:
 
 def test_without_a_bias_the_fit_goes_through_the_origin() -> None:
     net, x = Planted(bias=False), data()
+    masks = cut(net)
     with torch.no_grad():
-        net.first.weight[5], net.first.bias[5] = 0.5 * net.first.weight[0], 0.5 * net.first.bias[0]
-        net.first.weight[4], net.first.bias[4] = 3 * net.first.weight[1], 3 * net.first.bias[1]
-    before = net(x)
-    merge_activations(cut(net), [x])
-    torch.testing.assert_close(net(x), before)
+        masks.restore_values()
+        read = F.relu(net.norm(net.first(x))).movedim(1, 0).flatten(1)
+        masks.apply()
+    fits = merge_activations(masks, [x])["first.weight", "second.weight"]
+    assert 5 in fits.removed.tolist(), "the constant one too: there is no bias to take it"
+    for removed, partner, alpha in zip(fits.removed.tolist(), fits.partner.tolist(), fits.alpha.tolist(), strict=True):
+        slow = torch.linalg.lstsq(read[partner][:, None], read[removed][:, None]).solution
+        assert alpha == pytest.approx(float(slow))
+    assert fits.beta.tolist() == [0.0] * 3
 
 
 def test_beside_zero_padding_slopes_are_exact_and_offsets_are_not() -> None:

@@ -7,6 +7,16 @@ from __future__ import annotations
 
 from secateur.core.allocate import AllocationLike, allocate
 from secateur.core.allocations import ALLOCATIONS, resolve_allocation
+from secateur.core.asked import (
+    CriterionLike,
+    batches_needed,
+    criterion_spec,
+    evidence_needed,
+    regrows,
+    resolve_criterion,
+    rounds_needed,
+    settings_needed,
+)
 from secateur.core.combine import Combination, combine
 from secateur.core.criteria import CRITERIA
 from secateur.core.names import (
@@ -20,17 +30,7 @@ from secateur.core.names import (
 )
 from secateur.core.pipeline import decide
 from secateur.core.schedules import SCHEDULES, resolve_schedule, update_steps
-from secateur.core.score import (
-    CriterionLike,
-    batches_needed,
-    criterion_spec,
-    evidence_needed,
-    regrows,
-    resolve_criterion,
-    rounds_needed,
-    score,
-    settings_needed,
-)
+from secateur.core.score import score
 from secateur.core.select import Within, check_scores, keep_top, removed_count, select
 from secateur.core.units import UNITS, parse_unit, unit_name, unit_sizes
 

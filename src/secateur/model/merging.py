@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core import criterion_spec, needs, resolve_criterion
+from secateur.core.asked import CriterionLike
 from secateur.core.criteria import CRITERIA
-from secateur.core.score import CriterionLike
 from secateur.core.unit_channel import Channel
 from secateur.core.unit_rows import unit_rows
 from secateur.model.evidence import Source, collect

@@ -164,5 +164,6 @@ ROWS: Mapping[str, CriterionEntry] = {
         "Michel et al. 2019, arXiv 1905.10650",
         units=frozenset({"channel"}),
         batches=10,
+        coupled=True,
     ),
 }

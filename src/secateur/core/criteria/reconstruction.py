@@ -41,16 +41,17 @@ def thinet(contribution_gram: Tensor) -> Tensor:
     Reference:
         Luo, Wu, Lin 2017, arXiv 1707.06342; ten places of each image from memory, not verified.
     """
-    gram = wide(contribution_gram).double()
+    given = wide(contribution_gram)
+    gram = given.double().cpu()  # step by step: each would wait for a GPU
     size = gram.shape[0]
-    scores = torch.zeros(size, dtype=torch.float64, device=gram.device)
-    with_removed, left = torch.zeros_like(scores), torch.ones(size, dtype=torch.bool, device=gram.device)
+    scores = torch.zeros(size, dtype=torch.float64)
+    with_removed, left = torch.zeros_like(scores), torch.ones(size, dtype=torch.bool)
     for place in range(size):
         growth = (gram.diagonal() + 2.0 * with_removed).masked_fill(~left, torch.inf)
         gone = int(growth.argmin())
         scores[gone], left[gone] = place / size, False
         with_removed += gram[:, gone]
-    return scores.to(wide(contribution_gram).dtype)
+    return scores.to(given)
 
 
 def kept_scales(contribution_gram: Tensor, kept: Tensor, *, damp: float = 1e-8) -> Tensor:
@@ -94,5 +95,6 @@ ROWS: Mapping[str, CriterionEntry] = {
         "Luo et al. 2017, arXiv 1707.06342",
         units=frozenset({"channel", "in_channel"}),
         batches=10,
+        coupled=True,
     ),
 }

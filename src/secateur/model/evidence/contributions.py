@@ -109,15 +109,16 @@ class Contributions(Observer):
     @torch.no_grad()
     def _add(self, stand: Stand, module: nn.Module, x: Tensor) -> None:
         assert stand.owner is not None  # of a reader
-        owner = torch.where(stand.owner < 0, stand.size, stand.owner).to(x.device)
+        owner = torch.where(stand.owner < 0, stand.size, stand.owner)
         weight: Any = module.weight
         weight = weight.detach()
         for example in x if x.dim() > 1 else x[None]:
             patches = _patches(module, example, self._generators[stand.label])  # [places, inputs, kernel]
             chosen = torch.randint(weight.shape[0], (len(patches),), generator=self._generators[stand.label])
             own = (patches.double() * weight[chosen.to(x.device)].reshape(patches.shape).double()).sum(2)
-            rows = torch.zeros(len(own), stand.size + 1, dtype=torch.float64, device=x.device)
-            rows = rows.index_add_(1, owner, own)[:, : stand.size]
+            # On the CPU: index_add on a GPU would add in a random order.
+            rows = torch.zeros(len(own), stand.size + 1, dtype=torch.float64)
+            rows = rows.index_add_(1, owner, own.cpu())[:, : stand.size]
             self._grams[stand.gate] = self._grams.get(stand.gate, 0) + rows.t() @ rows
 
 
