@@ -41,7 +41,7 @@ SEEDS = 3
 READ = 32
 COLUMNS = ("accuracy, %", "batch norms again, %", "refitted, %", "refitted, batch norms again, %")
 RECONSTRUCT: Any = getattr(sc, "reconstruct", None)
-RESULT = RESULTS / "resnet20_criteria.json"
+RESULT = RESULTS / "resnet20_every_criterion.json"
 
 
 def one_of_each() -> dict[str, Any]:
