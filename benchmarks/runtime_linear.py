@@ -60,7 +60,7 @@ def candidates(unit: str, columns: int) -> tuple[str, ...]:
     if unit in HEIGHTS:
         return (f"block{HEIGHTS[unit]}",)
     if columns == 1:
-        return ("ell", "csr")
+        return ("nm", "ell") if unit in GROUPS else ("ell", "ell-twin", "csr")
     return ("rows", "even", "even-wide", "csr")
 
 

@@ -40,9 +40,9 @@ PANELS = {
     "int8": ("quads-int8", "quads-wide-int8", "quads-rows-int8"),
 }
 SINGLES = {
-    "float32": ("ell", "csr"),
-    "bf16": ("pairs-ell-bf16", "pairs-csr-bf16"),
-    "int8": ("quads-ell-int8", "quads-csr-int8"),
+    "float32": ("ell", "ell-twin", "csr"),
+    "bf16": ("pairs-ell-bf16", "pairs-ell-twin-bf16", "pairs-csr-bf16"),
+    "int8": ("quads-ell-int8", "quads-ell-twin-int8", "quads-csr-int8"),
 }
 TOLERANCE = {"float32": 1e-5, "bf16": 0.02, "int8": 0.04}
 GOALS = {("bf16", 2, 64): 6.5}  # against dense bf16

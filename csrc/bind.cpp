@@ -163,7 +163,9 @@ NB_MODULE(_core, m) {
   secateur::bind_pool(m);
   secateur::bind_program(m);
   secateur::bind_conv(m);
+  secateur::bind_gate(m);
   secateur::bind_roofs(m);
+  secateur::bind_solve(m);
   nb::class_<MaskTable>(m, "MaskTable")
       .def(nb::init<const KernelTable&, const std::vector<uintptr_t>&, const std::vector<std::vector<int64_t>>&>(),
            "table"_a, "bits"_a, "shapes"_a)

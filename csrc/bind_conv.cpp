@@ -42,15 +42,16 @@ void bind_sparse(nb::module_& m) {
       .def("__init__", [](SparseConv* self, const KernelTable& table, nb::handle, const Planes& x, const Planes& y,
                           const Window& window, const ConvCut& cut, uintptr_t counts, size_t counts_length,
                           uintptr_t offsets, size_t offsets_length, uintptr_t values, size_t values_length,
-                          const Place& from, const Place& to, const Place* residual, uintptr_t bias, int activation) {
+                          const Place& from, const Place& to, const Place* residual, uintptr_t bias, int activation,
+                          bool past) {
              new (self) SparseConv(table, x, y, window, cut,
                                    {reinterpret_cast<const uint16_t*>(counts), counts_length,
                                     reinterpret_cast<const uint16_t*>(offsets), offsets_length,
                                     reinterpret_cast<const float*>(values), values_length},
-                                   from, to, residual, reinterpret_cast<const float*>(bias), activation);
+                                   from, to, residual, reinterpret_cast<const float*>(bias), activation, past);
            }, "table"_a, "owner"_a, "x"_a, "y"_a, "window"_a, "cut"_a, "counts"_a, "counts_length"_a, "offsets"_a,
            "offsets_length"_a, "values"_a, "values_length"_a, "from_"_a, "to"_a, "residual"_a.none(), "bias"_a,
-           "activation"_a, nb::keep_alive<1, 3>());
+           "activation"_a, "past"_a = false, nb::keep_alive<1, 3>());
 }
 
 void bind_depthwise(nb::module_& m) {

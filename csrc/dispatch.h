@@ -31,11 +31,14 @@ struct KernelTable {
   spmm_fn* spmm_blocks8;
   spmm_fn* spmm_blocks16;
   spmm_fn* spmv_ell;
+  spmm_fn* spmv_nm;
   spmm_fn* spmv_csr;
   spmm_fn* spmv_blocks8;
   spmm_fn* spmv_blocks16;
   to_panel_fn* to_panel;
   from_panel_fn* from_panel;
+  from_panel_past_fn* from_panel_past;
+  finish_errand_fn* finish_errand;
   add_fn* add;
   layer_norm_fn* layer_norm;
   spmm_fn* bf16_spmm_rows8;
@@ -68,6 +71,7 @@ struct KernelTable {
   int8_from_samples_fn* int8_from_samples;
   conv_blocks_fn* conv_blocks;
   conv_rows_fn* conv_rows;
+  conv_even_fn* conv_even;
   conv_gather_fn* conv_gather;
   conv_depthwise_fn* conv_depthwise;
   conv_pool_fn* conv_pool;
@@ -77,6 +81,9 @@ struct KernelTable {
   roof_fma_fn* roof_fma;
   roof_read_fn* roof_read;
   bf16_roof_fma_fn* bf16_roof_fma;
+  refit_row_fn* refit_row;
+  obs_columns_fn* obs_columns;
+  obs_order_fn* obs_order;
 };
 
 // A line of kernels.def as this machine sees it.

@@ -4,6 +4,7 @@
 #include "conv/kernels.h"
 #include "mask/kernels.h"
 #include "roofs/kernels.h"
+#include "solve/kernels.h"
 #include "spmm/kernels.h"
 
 extern "C" {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "even.h"
 #include "gather.h"
 #include "pool.h"
 #include "sparse.h"
@@ -18,12 +19,13 @@
     if (L > 8 && tile->lanes == 8) return run_units<Rows, L < 8 ? L : 8, 0, TWO, FOUR>(stream, tile);                  \
     run_units<Rows, L, 0, TWO, FOUR>(stream, tile);                                                                    \
   }                                                                                                                    \
-  void secateur_conv_gather_##isa(const float* from, size_t from_stride, size_t step, float* to, size_t to_stride,     \
-                                  size_t rows, size_t floats) {                                                        \
-    if (L > 8 && floats % L != 0) {                                                                                    \
-      return gather_rows<L < 8 ? L : 8>(from, from_stride, step, to, to_stride, rows, floats);                         \
-    }                                                                                                                  \
-    gather_rows<L>(from, from_stride, step, to, to_stride, rows, floats);                                              \
+  void secateur_conv_even_##isa(const secateur_conv_stream* stream, const secateur_conv_tile* tile) {                  \
+    if (L > 8 && tile->lanes == 8) return run_steps<Even, L < 8 ? L : 8, 4, FOUR>(stream, tile);                       \
+    run_steps<Even, L, 4, FOUR>(stream, tile);                                                                         \
+  }                                                                                                                    \
+  void secateur_conv_gather_##isa(const secateur_gather* gather) {                                                     \
+    if (L > 8 && gather->floats % L != 0) return gather_tile<L < 8 ? L : 8>(*gather);                                  \
+    gather_tile<L>(*gather);                                                                                           \
   }                                                                                                                    \
   void secateur_conv_depthwise_##isa(const secateur_depthwise* plane) { depthwise_plane<L, LINE>(*plane); }             \
   void secateur_conv_pool_##isa(const secateur_pool* pool) { pool_plane<L>(*pool); }                                   \

@@ -15,7 +15,7 @@ extern "C" {
 // The streams of one chunk of output channels and one block of input channels. Trusted: checked once, at creation.
 // Groups of `unit` output channels share their offsets; they stand in any order, best by rising count.
 typedef struct {
-  const uint16_t* counts;  // per group: its number, then how many offsets it has (of each pattern)
+  const uint16_t* counts;  // per group: its number, then how many offsets it has (of each pattern); even: see there
   const uint16_t* offsets;
   const float* values;
   size_t groups;
@@ -44,6 +44,7 @@ typedef struct {
   int first, last;        // block of channels
   secateur_conv_ahead ahead;
   int images;  // 16 images side by side: each pixel is a cache line
+  int past;    // of such: results are not wanted in the caches
   int activation;
 } secateur_conv_tile;
 
@@ -56,10 +57,24 @@ typedef conv_fn conv_blocks_fn;
 // values of an offset in the order of its channels.
 typedef conv_fn conv_rows_fn;
 
-// Rows of `floats` floats, a multiple of 8, out of a plane: to[i * to_stride + j] = from[i * from_stride + j * step].
-// May read up to step - 1 floats behind the last one.
-typedef void conv_gather_fn(const float* from, size_t from_stride, size_t step, float* to, size_t to_stride,
-                            size_t rows, size_t floats);
+// Unstructured, groups of 4 output channels that keep (almost) as many weights each in this block, whichever channels
+// those are. counts[group][9]: steps, then for each of the four its number and how many offsets it has beyond them. Per
+// step 4 offsets and 4 values, one for each channel; then the rest, channel by channel.
+typedef conv_fn conv_even_fn;
+
+// Pixels for a tile, to where all taps are aligned: of every channel, for every column of the kernel and every phase of
+// the step, `rows` rows of every step-th pixel.
+typedef struct {
+  const float* x;  // where the first tap of the tile's first pixel lies in the first plane
+  size_t stride, channels, x_row, step;
+  size_t columns, dilation;  // of the kernel
+  const size_t* rows;        // [step]: of each phase, 0 where no tap meets it
+  size_t missing;            // so many of them are not there at the end of a plane; they keep their places
+  size_t floats;             // of a copied row, a multiple of 8; up to step - 1 floats behind the last one may be read
+  float* to;
+} secateur_gather;
+
+typedef void conv_gather_fn(const secateur_gather* gather);
 
 // Pooling of one plane.
 typedef struct {

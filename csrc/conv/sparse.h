@@ -3,108 +3,9 @@
 // The anonymous namespace gives each including file its own copy, compiled with its own flags and never merged.
 #pragma once
 
-#include "../spmm/vectors.h"
-#include "kernels.h"
+#include "sums.h"
 
 namespace {
-
-template <int L, int R, int V>
-struct Sums {
-  Vector<L> at[R][V];
-};
-
-// Part of a tile: V hardware vectors of L floats from `column` on, of a tile `width` floats wide.
-struct Part {
-  const secateur_conv_tile& tile;
-  size_t column, width;
-  bool ahead;
-};
-
-// Where the sums will go, and what will be added, comes near while the products are taken.
-template <int R, int V>
-SECATEUR_INLINE void fetch_results(const secateur_conv_tile& tile, size_t row, size_t column, int lanes) {
-  for (size_t r = row; r < row + R && r < tile.channels; ++r) {
-    const size_t end = column + size_t(V) * size_t(lanes);
-    for (size_t at = column; at < end; at += 16) {
-      __builtin_prefetch(tile.y + r * tile.y_stride + at, 1, 3);
-      if (tile.residual != nullptr) __builtin_prefetch(tile.residual + r * tile.residual_stride + at, 0, 3);
-    }
-  }
-}
-
-template <int L, int R, int V>
-SECATEUR_INLINE void begin(Sums<L, R, V>& sums, const Part& part, size_t row) {
-  if (part.tile.images && part.tile.last) fetch_results<R, V>(part.tile, row, part.column, L);
-#pragma GCC unroll 4
-  for (size_t r = 0; r < R; ++r) {
-    if (part.tile.first) {
-      const float bias = part.tile.bias != nullptr && row + r < part.tile.channels ? part.tile.bias[row + r] : 0.0f;
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) sums.at[r][v] = splat<L>(bias);
-    } else {
-      const float* from = part.tile.sums + (row + r) * part.width + part.column;
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) sums.at[r][v] = load<L>(from + L * v);
-    }
-  }
-}
-
-template <int L>
-__attribute__((noinline)) void activate_floats(float* y, size_t n, int activation) {
-  for (size_t i = 0; i < n; i += L) store<L>(y + i, activate<L>(load<L>(y + i), activation));
-}
-
-template <int L>
-SECATEUR_INLINE Vector<L> masked(Vector<L> x, const int32_t* mask) {
-  typedef typename Floats<L>::ints Ints;
-  typedef int32_t Loose __attribute__((vector_size(4 * L), aligned(4), may_alias));
-  return (Vector<L>)((Ints)x & (Ints) * reinterpret_cast<const Loose*>(mask));
-}
-
-// Residual, activation, and zeros where no pixel is; then to the planes.
-template <int L, int V>
-SECATEUR_INLINE void finish(Vector<L> (&sums)[V], const Part& part, size_t row) {
-  const secateur_conv_tile& tile = part.tile;
-  const int bits = L == 16 || tile.lanes == 16 ? 4 : 3;
-  const auto out = [&part, bits](size_t v) {  // a vector of the tile may be several of the hardware
-    const size_t column = part.column + v * L;
-    return size_t(part.tile.out[column >> bits]) + (column & ((size_t(1) << bits) - 1));
-  };
-  float* y = tile.y + row * tile.y_stride;
-  const int32_t* mask = tile.mask + part.column;
-  if (tile.residual != nullptr) {
-    const float* residual = tile.residual + row * tile.residual_stride;
-#pragma GCC unroll 16
-    for (size_t v = 0; v < V; ++v) sums[v] += load<L>(residual + out(v));
-  }
-  if (tile.activation == secateur_relu) {
-#pragma GCC unroll 16
-    for (size_t v = 0; v < V; ++v) sums[v] = sums[v] < 0.0f ? Vector<L>{} : sums[v];  // NaN stays
-  } else if (tile.activation != secateur_none) {
-    float* memory = tile.sums + row * part.width + part.column;
-#pragma GCC unroll 16
-    for (size_t v = 0; v < V; ++v) store<L>(memory + L * v, sums[v]);
-    activate_floats<L>(memory, L * V, tile.activation);
-#pragma GCC unroll 16
-    for (size_t v = 0; v < V; ++v) sums[v] = load<L>(memory + L * v);
-  }
-#pragma GCC unroll 16
-  for (size_t v = 0; v < V; ++v) store<L>(y + out(v), masked<L>(sums[v], mask + L * v));
-}
-
-template <int L, int R, int V>
-SECATEUR_INLINE void end(Sums<L, R, V>& sums, const Part& part, size_t row) {
-#pragma GCC unroll 4
-  for (size_t r = 0; r < R; ++r) {
-    if (!part.tile.last) {
-      float* to = part.tile.sums + (row + r) * part.width + part.column;
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) store<L>(to + L * v, sums.at[r][v]);
-    } else if (row + r < part.tile.channels) {
-      finish<L, V>(sums.at[r], part, row + r);
-    }
-  }
-}
 
 // Where vector v of a run of pixels begins; of 16 images side by side, a step of S takes every S-th pixel.
 template <int L, int S>
@@ -150,12 +51,15 @@ void blocks_of(const secateur_conv_stream& stream, const Part& part) {
   const uint16_t* offset = stream.offsets;
   const float* value = stream.values;
   const float* x = part.tile.x + part.column * S;
-  const size_t shift = stream.shift;
-  for (size_t group = 0; group < stream.groups; ++group, counts += 2) {
+  const size_t shift = stream.shift, groups = stream.groups;
+  const bool ahead = part.ahead;
+  const Edge<L, V> edge(part);
+  for (size_t group = 0; group < groups; ++group, counts += 2) {
     const size_t row = counts[0] * size_t(R), n = counts[1];
-    if (part.ahead) fetch_ahead(part.tile.ahead, group, stream.groups);
+    if (ahead) fetch_ahead(part.tile.ahead, group, groups);
+    if (group + 1 < groups) fetch<R>(edge, counts[2] * size_t(R));
     Sums<L, R, V> sums;
-    begin(sums, part, row);
+    begin(sums, edge, row);
     size_t i = 0;
     if constexpr (R * V < 4) {  // too few chains for the latency of an addition
       Sums<L, R, V> other{};
@@ -170,7 +74,7 @@ void blocks_of(const secateur_conv_stream& stream, const Part& part) {
       }
     }
     for (; i < n; ++i) add_products<L, S>(sums, x + (size_t(offset[i]) << shift), value + i * R);
-    end(sums, part, row);
+    end(sums, edge, row);
     offset += n;
     value += n * R;
   }
@@ -212,13 +116,18 @@ void rows_of(const secateur_conv_stream& stream, const Part& part) {
   const uint16_t* counts = stream.counts;
   const uint16_t* offset = stream.offsets;
   const float* value = stream.values;
-  for (size_t group = 0; group < stream.groups; ++group, counts += 1 << R) {
+  const float* x = part.tile.x + part.column * S;
+  const size_t shift = stream.shift, groups = stream.groups;
+  const bool ahead = part.ahead;
+  const Edge<L, V> edge(part);
+  for (size_t group = 0; group < groups; ++group, counts += 1 << R) {
     const size_t row = counts[0] * size_t(R);
-    if (part.ahead) fetch_ahead(part.tile.ahead, group, stream.groups);
+    if (ahead) fetch_ahead(part.tile.ahead, group, groups);
+    if (group + 1 < groups) fetch<R>(edge, counts[1 << R] * size_t(R));
     Sums<L, R, V> sums;
-    begin(sums, part, row);
-    run_patterns<1, S>(sums, counts + 1, part.tile.x + part.column * S, stream.shift, offset, value);
-    end(sums, part, row);
+    begin(sums, edge, row);
+    run_patterns<1, S>(sums, counts + 1, x, shift, offset, value);
+    end(sums, edge, row);
   }
 }
 
@@ -256,6 +165,7 @@ void run_tile(const secateur_conv_stream* stream, const secateur_conv_tile* tile
     run_part<Kernel, L, S, R, int(most) * UNIT, UNIT>(*stream, {*tile, at * L * UNIT, width, at == 0 && tile->ahead.x != nullptr}, units * UNIT);
     at += units;
   }
+  if (tile->past) after_past();
 }
 
 template <typename Kernel, int L, int R, int MOST>

@@ -7,34 +7,13 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("convolution: " + what); }
 
-constexpr size_t slack = 256;  // floats behind the arena that may be read
-
 size_t rounded(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 }  // namespace
 
-void Window::check(const Planes& x, const Planes& y) const {
-  const auto fits = [this](size_t kernel, size_t in, size_t out) {
-    const size_t padded = in + 2 * padding, reach = dilation * (kernel - 1) + 1;
-    return padded >= reach && (padded - reach) / step + 1 == out;
-  };
-  constexpr size_t most = 256;
-  const auto small = [](size_t n) { return n >= 1 && n <= most; };
-  if (!small(height) || !small(width) || !small(step) || !small(dilation)) {
-    refuse("kernel, step and dilation are 1 to 256");
-  }
-  if (groups < 1 || x.channels % groups != 0 || y.channels % groups != 0) {
-    refuse("the groups do not divide the channels");
-  }
-  if (padding > x.pad) refuse("the value has fewer places of padding than are needed");
-  if (!fits(height, x.height, y.height) || !fits(width, x.width, y.width)) {
-    refuse("the sizes of x and y do not fit the window");
-  }
-}
-
 SparseConv::SparseConv(const KernelTable& table, const Planes& x, const Planes& y, const Window& window,
                        const ConvCut& cut, const ConvStreams& streams, Place from, Place to, const Place* residual,
-                       const float* bias, int activation)
+                       const float* bias, int activation, bool past)
     : table_(table),
       x_(x),
       y_(y),
@@ -44,7 +23,8 @@ SparseConv::SparseConv(const KernelTable& table, const Planes& x, const Planes& 
       to_(to),
       residual_(residual == nullptr ? Place{} : *residual),
       has_residual_(residual != nullptr),
-      activation_(activation) {
+      activation_(activation),
+      past_(past) {
   window.check(x, y);
   cut_.block = std::min(cut_.block, inputs());
   choose_kernel();
@@ -63,10 +43,13 @@ void SparseConv::choose_kernel() {
     kernel_ = table_.conv_blocks;
   } else if (cut_.layout == "rows") {
     kernel_ = table_.conv_rows;
+  } else if (cut_.layout == "even") {
+    kernel_ = table_.conv_even;
   } else {
-    refuse("layout '" + cut_.layout + "' is none of blocks, rows");
+    refuse("layout '" + cut_.layout + "' is none of blocks, rows, even");
   }
-  const bool fits = cut_.unit == 2 || cut_.unit == 4 || (cut_.unit == 1 && cut_.layout == "blocks");
+  const bool fits = cut_.unit == 4 || (cut_.unit == 2 && cut_.layout != "even") ||
+                    (cut_.unit == 1 && cut_.layout == "blocks");
   if (!fits) refuse("groups of " + std::to_string(cut_.unit) + " output channels do not fit this layout");
 }
 
@@ -76,100 +59,23 @@ void SparseConv::check() const {
     refuse("planes lie in the arena");
   }
   if (cut_.lanes != 8 && cut_.lanes != 16) refuse("vectors have 8 or 16 lanes");
+  if (past_ && (x_.lanes == 1 || has_residual_ || to_.at % Planes::vector != 0)) {
+    refuse("results of 16 images side by side go past the caches, whole cache lines without a residual");
+  }
   const bool whole = cut_.chunk >= 1 && cut_.chunk <= 32768 && cut_.chunk % cut_.unit == 0;
   if (cut_.tile < 1 || cut_.tile > 64 || cut_.block < 1 || !whole) refuse("tile, block and chunk do not fit");
   if (x_.lanes != y_.lanes) refuse("x and y have as many images side by side");
   if (x_.lanes > 1) {
-    if (!cut_.direct || cut_.lanes != x_.lanes) refuse("16 images side by side are read where they are, 16 lanes at once");
-    if (window_.step > 2 && cut_.tile > 1) refuse("with a step above 2, tiles of 16 images are one pixel");
+    if (cut_.lanes != x_.lanes) refuse("16 images side by side are read 16 lanes at once");
+    const bool copied = window_.height == 1 && window_.width == 1;
+    if (!cut_.direct && !copied) refuse("16 images side by side are read where they are, but by a kernel of 1 x 1");
+    if (cut_.direct && window_.step > 2 && cut_.tile > 1) {
+      refuse("with a step above 2, tiles of 16 images read where they are are one pixel");
+    }
     return;
   }
+  if (has_residual_ && residual_.at == to_.at) refuse("images one after another are not laid over their residual");
   if (cut_.direct && (window_.step != 1 || x_.row != y_.row)) refuse("direct needs step 1 and equal rows of x and y");
-}
-
-// What a tile needs of a channel: for every column of the kernel, the rows of each phase (a phase of step 2: even rows,
-// or odd ones), shifted so that the pixels of a tap stand where its products go.
-void SparseConv::cut_copied() {
-  shift_ = 3;
-  row_ = rounded(y_.width, cut_.lanes);
-  const size_t tile = std::min(cut_.tile, y_.height), vectors = row_ / cut_.lanes;
-  phase_rows_.assign(window_.step, 0);
-  phase_.assign(window_.step, 0);
-  size_t rows = 0;
-  for (size_t f = 0; f < window_.step; ++f) {
-    phase_[f] = rows;
-    for (size_t h = 0; h < window_.height; ++h) {
-      if (h * window_.dilation % window_.step == f) phase_rows_[f] = tile + h * window_.dilation / window_.step;
-    }
-    rows += phase_rows_[f];
-  }
-  run_ = window_.width * rows * row_;
-  width_ = tile * row_;
-  if (row_ * tile > 4096) refuse("the tile is too large");
-  if (cut_.block > (size_t(1) << 20) / run_) refuse("the block is too large");
-  add_shape(tile * vectors);
-  for (size_t t = 0; t < tile; ++t) {
-    for (size_t v = 0; v < vectors; ++v) {
-      shapes_[0].out[t * vectors + v] = int32_t(t * y_.row + v * cut_.lanes);
-      for (size_t l = 0; l < cut_.lanes; ++l) {
-        shapes_[0].mask[(t * vectors + v) * cut_.lanes + l] = v * cut_.lanes + l < y_.width ? -1 : 0;
-      }
-    }
-  }
-  const size_t origin = x_.first - window_.padding * x_.row - window_.padding;
-  const size_t last = (y_.height - 1) * window_.step + (window_.height - 1) * window_.dilation;
-  const size_t read = origin + last * x_.row + (window_.width - 1) * window_.dilation + row_ * window_.step;
-  if (read > x_.stride + slack) refuse("the step is too large for this width");
-  for (size_t h = 0; h < y_.height; h += tile) {
-    tiles_.push_back({origin + h * window_.step * x_.row, y_.first + h * y_.row, std::min(tile, y_.height - h), 0});
-  }
-}
-
-// Runs of whole vectors over all pixels and the zeros between their rows.
-void SparseConv::cut_direct() {
-  shift_ = window_.height == 1 && window_.width == 1 ? 4 : 0;
-  const size_t total = rounded((y_.height - 1) * y_.row + y_.width, cut_.lanes) / cut_.lanes;
-  const size_t tile = std::min(cut_.tile, total);
-  const size_t count = (total + tile - 1) / tile;
-  width_ = tile * cut_.lanes;
-  const size_t origin = x_.first - window_.padding * x_.row - window_.padding;
-  for (size_t i = 0, at = 0; i < count; ++i) {
-    const size_t vectors = (total - at + count - i - 1) / (count - i);  // tiles as equal as can be
-    add_shape(vectors);
-    for (size_t v = 0; v < vectors; ++v) shapes_[i].out[v] = int32_t(v * cut_.lanes);
-    for (size_t l = 0; l < vectors * cut_.lanes; ++l) {
-      const size_t place = at * cut_.lanes + l;
-      shapes_[i].mask[l] = place % y_.row < y_.width && place / y_.row < y_.height ? -1 : 0;
-    }
-    tiles_.push_back({origin + at * cut_.lanes, y_.first + at * cut_.lanes, vectors, i});
-    at += vectors;
-  }
-}
-
-// Runs of pixels of a row, or, where no zeros stand between the rows of a kernel of 1 x 1, of a whole plane.
-void SparseConv::cut_images() {
-  shift_ = 4;
-  const bool flat = window_.height == 1 && window_.width == 1 && window_.step == 1 && window_.padding == 0 &&
-                    x_.row == x_.line() && y_.row == y_.line();
-  const size_t rows = flat ? 1 : y_.height, row = flat ? y_.height * y_.width : y_.width;
-  const size_t tile = std::min(cut_.tile, row), count = (row + tile - 1) / tile;
-  width_ = tile * cut_.lanes;
-  add_shape(tile);
-  std::fill(shapes_[0].mask.begin(), shapes_[0].mask.end(), -1);
-  for (size_t i = 0; i < tile; ++i) shapes_[0].out[i] = int32_t(i * cut_.lanes);
-  const size_t origin = x_.first - window_.padding * (x_.row + x_.lanes);
-  for (size_t h = 0; h < rows; ++h) {
-    for (size_t i = 0, at = 0; i < count; ++i) {
-      const size_t pixels = (row - at + count - i - 1) / (count - i);
-      tiles_.push_back({origin + window_.step * (h * x_.row + at * x_.lanes), y_.first + h * y_.row + at * y_.lanes,
-                        pixels, 0});
-      at += pixels;
-    }
-  }
-}
-
-void SparseConv::add_shape(size_t vectors) {
-  shapes_.push_back({std::vector<int32_t>(vectors), std::vector<int32_t>(vectors * cut_.lanes)});
 }
 
 // The first offset that no stream of this block may have.
@@ -180,36 +86,52 @@ size_t SparseConv::limit_of(size_t block) const {
   return (n - 1) * x_.stride + window_.dilation * last + 1;
 }
 
+// Of one group's counts: channels that stand in more than one group are refused.
+SparseConv::Taken SparseConv::taken_of(const uint16_t* count, std::vector<bool>& seen) const {
+  const auto see = [&seen](size_t name) {
+    if (name >= seen.size() || seen[name]) refuse("every group of output channels stands once in a block");
+    seen[name] = true;
+  };
+  Taken taken{0, 0};
+  if (cut_.layout == "even") {
+    taken.offsets = size_t(4) * count[0];
+    for (size_t r = 0; r < 4; ++r) {
+      see(count[1 + 2 * r]);
+      taken.offsets += count[2 + 2 * r];
+    }
+    taken.values = taken.offsets;
+    return taken;
+  }
+  see(count[0]);
+  for (size_t p = 1; p < header(); ++p) {
+    taken.offsets += count[p];
+    size_t rows = cut_.unit;
+    if (cut_.layout == "rows") rows = (p & 1) + (p >> 1 & 1) + (p >> 2 & 1) + (p >> 3 & 1);
+    taken.values += rows * count[p];
+  }
+  return taken;
+}
+
 void SparseConv::walk(const ConvStreams& streams) {
-  const size_t header = cut_.layout == "rows" ? size_t(1) << cut_.unit : 2;
   size_t counts = 0, offsets = 0, values = 0;
-  for (size_t piece = 0; piece < pieces(); ++piece) {
+  for (size_t piece = 0; piece < window_.groups * chunks(); ++piece) {
     const size_t groups = (outputs_of(piece % chunks()) + cut_.unit - 1) / cut_.unit;
     for (size_t block = 0; block < blocks(); ++block) {
       const size_t limit = limit_of(block);
       streams_.push_back({streams.counts + counts, streams.offsets + offsets, streams.values + values, groups,
-                          cut_.unit, shift_, x_.lanes > 1 && window_.step == 2 ? size_t(2) : size_t(1)});
-      std::vector<bool> seen(groups);
-      for (size_t group = 0; group < groups; ++group, counts += header) {
-        if (streams.counts_length - counts < header) refuse("the counts are too short");
-        const uint16_t* count = streams.counts + counts;
-        if (count[0] >= groups || seen[count[0]]) refuse("every group of output channels stands once in a block");
-        seen[count[0]] = true;
-        size_t taken = 0, used = 0;
-        for (size_t p = 1; p < header; ++p) {
-          taken += count[p];
-          size_t rows = cut_.unit;
-          if (cut_.layout == "rows") rows = (p & 1) + (p >> 1 & 1) + (p >> 2 & 1) + (p >> 3 & 1);
-          used += rows * count[p];
-        }
-        if (streams.offsets_length - offsets < taken || streams.values_length - values < used) {
+                          cut_.unit, shift_, x_.lanes > 1 && cut_.direct && window_.step == 2 ? size_t(2) : size_t(1)});
+      std::vector<bool> seen(cut_.layout == "even" ? groups * cut_.unit : groups);
+      for (size_t group = 0; group < groups; ++group, counts += header()) {
+        if (streams.counts_length - counts < header()) refuse("the counts are too short");
+        const Taken taken = taken_of(streams.counts + counts, seen);
+        if (streams.offsets_length - offsets < taken.offsets || streams.values_length - values < taken.values) {
           refuse("the streams are too short");
         }
-        for (size_t i = 0; i < taken; ++i) {
+        for (size_t i = 0; i < taken.offsets; ++i) {
           if (size_t(streams.offsets[offsets + i]) << shift_ >= limit) refuse("an offset lies outside its block");
         }
-        offsets += taken;
-        values += used;
+        offsets += taken.offsets;
+        values += taken.values;
       }
     }
   }
@@ -219,18 +141,20 @@ void SparseConv::walk(const ConvStreams& streams) {
 }
 
 void SparseConv::gather(const float* x, const Tile& tile, size_t block, float* to) const {
-  const size_t cut = std::min(cut_.tile, y_.height) - tile.rows;  // the last tile has fewer rows
-  const float* plane = x + block * cut_.block * x_.stride + tile.x;
-  for (size_t c = 0; c < inputs_of(block); ++c, plane += x_.stride) {
-    for (size_t w = 0; w < window_.width; ++w) {
-      for (size_t f = 0; f < window_.step; ++f) {
-        if (phase_rows_[f] == 0) continue;
-        table_.conv_gather(plane + f * x_.row + w * window_.dilation, window_.step * x_.row, window_.step, to, row_,
-                           phase_rows_[f] - cut, row_);
-        to += phase_rows_[f] * row_;
-      }
-    }
-  }
+  const secateur_gather work{x + block * cut_.block * x_.stride + tile.x, x_.stride, inputs_of(block), x_.row,
+                             window_.step, window_.width, window_.dilation, phase_rows_.data(),
+                             std::min(cut_.tile, y_.height) - tile.rows, row_, to};  // the last tile has fewer rows
+  table_.conv_gather(&work);
+}
+
+// The pixels of a tile, channel after channel: in planes of their own they lie a page and more apart.
+void SparseConv::gather_images(const float* x, const Tile& tile, size_t block, float* to) const {
+  const size_t lanes = x_.lanes, most = run_ / lanes;
+  const bool flat = window_.step == 1 && tile.rows == most;  // one run of floats; else pixel by pixel
+  const size_t rows[] = {flat ? 1 : most};
+  const secateur_gather work{x + block * cut_.block * x_.stride + tile.x, x_.stride, inputs_of(block),
+                             window_.step * lanes, 1, 1, 1, rows, flat ? 0 : most - tile.rows, flat ? run_ : lanes, to};
+  table_.conv_gather(&work);
 }
 
 // The slice that comes after this one.
@@ -244,6 +168,8 @@ secateur_conv_ahead SparseConv::ahead_of(const float* x, size_t tile, size_t blo
 }
 
 void SparseConv::run(const Frame& frame, size_t piece) const {
+  const size_t part = piece % parts();
+  piece /= parts();
   const size_t group = piece / chunks(), chunk = piece % chunks();
   const size_t first = group * outputs() + chunk * cut_.chunk, channels = outputs_of(chunk);
   const size_t buffer = cut_.direct ? 0 : rounded(cut_.block * run_, Planes::vector) + Planes::vector;
@@ -258,23 +184,25 @@ void SparseConv::run(const Frame& frame, size_t piece) const {
   work.channels = channels;
   work.activation = activation_;
   work.images = x_.lanes > 1;
-  y_.zero_margins(y, channels, y_.lanes > 1 ? y_.line() : cut_.direct ? y_.row : row_);
-  for (const Tile& tile : tiles_) {
+  work.past = past_;
+  if (part == 0) y_.zero_margins(y, channels, y_.lanes > 1 ? y_.line() : cut_.direct ? y_.row : row_);
+  for (size_t i = part * tiles_.size() / parts(); i < (part + 1) * tiles_.size() / parts(); ++i) {
+    const Tile& tile = tiles_[i];
     work.y = y + tile.y;
     if (has_residual_) work.residual = residual_.read(frame) + first * y_.stride + tile.y;
     work.out = shapes_[tile.shape].out.data();
     work.mask = shapes_[tile.shape].mask.data();
-    work.vectors = cut_.direct ? tile.rows : tile.rows * (row_ / cut_.lanes);
+    work.vectors = cut_.direct || x_.lanes > 1 ? tile.rows : tile.rows * (row_ / cut_.lanes);
     for (size_t block = 0; block < blocks(); ++block) {
       if (cut_.direct) {
         work.x = x + block * cut_.block * x_.stride + tile.x;
       } else {
-        gather(x, tile, block, copied);
+        x_.lanes > 1 ? gather_images(x, tile, block, copied) : gather(x, tile, block, copied);
         work.x = copied;
       }
       work.first = block == 0;
       work.last = block + 1 == blocks();
-      if (x_.lanes > 1) work.ahead = ahead_of(x, size_t(&tile - tiles_.data()), block);
+      if (x_.lanes > 1) work.ahead = ahead_of(x, i, block);
       kernel_(&streams_[piece * blocks() + block], &work);
     }
   }

@@ -11,6 +11,8 @@
 namespace secateur {
 namespace {
 
+constexpr size_t errand_floats = size_t(16) << 10;  // two of them leave the second cache room for the panel of x
+
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("program: " + what); }
 
 void check_lanes(size_t lanes) {
@@ -38,16 +40,24 @@ void to_rows(const KernelTable& table, const float* samples, size_t n, size_t fe
 }
 
 void from_rows(const KernelTable& table, const float* panel, size_t n, size_t features, size_t lanes, size_t first,
-               size_t width, float* samples) {
+               size_t width, bool past, float* samples) {
+  from_panel_fn* const turn = past ? table.from_panel_past : table.from_panel;
   for (size_t at = first; at < first + width; at += panel::run) {
     const size_t taken = std::min(panel::run, first + width - at);
     if (lanes == 1) {
       std::memcpy(samples + at, panel, taken * sizeof(float));
     } else {
-      table.from_panel(panel, n, features, taken, lanes, samples + at);
+      turn(panel, n, features, taken, lanes, samples + at);
     }
     panel += (panel::run + 1) * lanes;
   }
+}
+
+// Whoever is told that a step is done must find what it wrote past the caches.
+void fence([[maybe_unused]] bool past) {
+#if defined(__x86_64__)
+  if (past) __builtin_ia32_sfence();
+#endif
 }
 
 }  // namespace
@@ -56,6 +66,7 @@ Linear::Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Plac
                const float* bias, int activation, bool rounded)
     : weight_(std::move(weight)),
       lanes_(lanes),
+      narrow_(x.where == Place::input && y.where == Place::output ? weight_->lanes(lanes) : lanes),
       x_(x),
       y_(y),
       residual_(residual == nullptr ? Place{} : *residual),
@@ -71,78 +82,118 @@ Linear::Linear(std::shared_ptr<const Packed> weight, size_t lanes, Place x, Plac
   if (bias == nullptr) return;
   const size_t rows = weight_->rows();
   bias_.assign(panel::rows(rows), 0.0f);
-  for (size_t row = 0; row < rows; ++row) bias_[panel::row_of(row)] = bias[row];
+  for (size_t row = 0; row < rows; row += panel::run) {
+    std::copy_n(bias + row, std::min(panel::run, rows - row), bias_.data() + panel::row_of(row));
+  }
 }
 
 size_t Linear::pieces() const { return ready_ ? std::max<size_t>(1, weight_->chunks()) : 1; }
 
 void Linear::run(const Frame& frame, size_t piece) const {
-  const size_t chunks = weight_->chunks();
+  const size_t chunks = weight_->chunks(), front = grid_floats(weight_->word(), lanes_);
   if (ready_) {
     float* const y = y_.where == Place::arena ? frame.arena + y_.at : scratch(sums());
     if (chunks == 0) return zero_rows(y, 0, 0, 0, lanes_);
     float* const memory = frame.arena + x_.at;
-    const secateur_grid grid = grid_at(memory, lanes_);
-    return run_chunk(frame, piece, memory + grid_floats(weight_->word(), lanes_), nullptr, grid, y);
+    const Part part = part_of(frame, 0, memory);
+    run_chunk(frame, part, piece, memory + front, nullptr, y, nullptr);
+    leave(frame, part, piece, y, nullptr);
+    return fence(frame.past);
   }
   // Several chunks share the panel of all slices; a single one turns each slice just before its use, into the same memory.
   const bool shared = chunks > 1;
   const size_t columns = shared ? weight_->columns() : weight_->columns_of(0);
-  const size_t x_floats = panel::columns(columns) * lanes_ + panel::tile * lanes_ + panel::slack;
-  const size_t front = grid_floats(weight_->word(), lanes_);
-  float* const before = scratch(front + x_floats + sums());
-  float* const memory = before + front;
-  float* const y = y_.where == Place::arena ? frame.arena + y_.at : memory + x_floats;
-  const secateur_grid grid = grid_at(before, lanes_);
+  const size_t x_floats = panel::columns(columns) * narrow_ + panel::tile * narrow_ + panel::slack;
+  const size_t parts = (frame.samples + narrow_ - 1) / narrow_;
+  float* const grids = scratch(front + (shared ? parts : 1) * x_floats + 2 * sums());
+  float* const memory = grids + front;
+  float* const y = y_.where == Place::arena ? frame.arena + y_.at : memory + (shared ? parts : 1) * x_floats;
+  const Source whole{x_.read(frame), x_.where == Place::input, frame.samples, weight_->cols(), lanes_};
   for (size_t part = 0; weight_->word() == Word::quad && part < grid_parts(lanes_); ++part) {
-    measure_grid(weight_->table(), source(frame), part, grid);
+    measure_grid(weight_->table(), whole, part, grid_at(grids, lanes_));
   }
-  if (shared) fetch(frame, 0, columns, grid, memory);
+  for (size_t i = 0; shared && i < parts; ++i) fetch(part_of(frame, i * narrow_, grids), 0, columns, memory + i * x_floats);
   if (chunks == 0) zero_rows(y, 0, 0, 0, lanes_);
-  for (size_t chunk = 0; chunk < chunks; ++chunk) run_chunk(frame, chunk, memory, shared ? nullptr : memory, grid, y);
+  // What is done leaves while the next is made: two in turn, where they are small.
+  secateur_errand errand{nullptr, nullptr, 0, 0, 0, 0, 0};
+  const bool meanwhile = weight_->runs_errands() && sums() > 0 && sums() <= errand_floats && !frame.past;
+  float* here = y;
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    for (size_t i = 0; i < parts; ++i) {
+      const Part part = part_of(frame, i * narrow_, grids);
+      run_chunk(frame, part, chunk, memory + (shared ? i * x_floats : 0), shared ? nullptr : memory, here, &errand);
+      weight_->table().finish_errand(&errand);
+      leave(frame, part, chunk, here, meanwhile ? &errand : nullptr);
+      if (meanwhile) here = here == y ? y + sums() : y;
+    }
+  }
+  weight_->table().finish_errand(&errand);
+  fence(frame.past);
 }
 
-Source Linear::source(const Frame& frame) const {
-  return {x_.read(frame), x_.where == Place::input, frame.samples, weight_->cols(), lanes_};
+// The samples from `first` on; a frame whose ends are not both row-major is one part.
+Linear::Part Linear::part_of(const Frame& frame, size_t first, float* grids) const {
+  const secateur_grid grid = grid_at(grids, lanes_);
+  return {x_.read(frame) + first * weight_->cols(),
+          y_.where == Place::output ? frame.outputs[y_.at] + first * weight_->rows() : nullptr,
+          std::min(narrow_, frame.samples - first),
+          narrow_,
+          {grid.steps + first, grid.inverses + first, grid.zeros + first}};
+}
+
+Source Linear::source(const Part& part) const {
+  return {part.x, x_.where == Place::input, part.samples, weight_->cols(), part.lanes};
 }
 
 // Columns of x as the kernel reads them, and what a window may read behind them.
-void Linear::fetch(const Frame& frame, size_t first, size_t columns, const secateur_grid& grid, float* panel) const {
+void Linear::fetch(const Part& part, size_t first, size_t columns, float* panel) const {
   if (weight_->word() == Word::single) {
-    to_rows(weight_->table(), x_.read(frame), frame.samples, weight_->cols(), lanes_, first, columns, panel);
+    to_rows(weight_->table(), part.x, part.samples, weight_->cols(), part.lanes, first, columns, panel);
   } else {
-    to_words(weight_->table(), weight_->word(), source(frame), first, columns, grid, panel);
+    to_words(weight_->table(), weight_->word(), source(part), first, columns, part.grid, panel);
   }
-  std::fill_n(panel + panel::columns(columns) * lanes_, panel::slack, 0.0f);
+  std::fill_n(panel + panel::columns(columns) * part.lanes, panel::slack, 0.0f);
 }
 
 // Floats of a chunk of an output, before it is turned to rows.
 size_t Linear::sums() const {
-  return y_.where == Place::arena || weight_->chunks() == 0 ? 0 : panel::floats(weight_->rows_of(0), lanes_);
+  return y_.where == Place::arena || weight_->chunks() == 0 ? 0 : panel::floats(weight_->rows_of(0), narrow_);
 }
 
 // `slice`: memory for one K-block of x where x is not a panel yet. `y` is the whole value, or where y is an output, memory
 // for one chunk.
-void Linear::run_chunk(const Frame& frame, size_t chunk, const float* x, float* slice, const secateur_grid& grid,
-                       float* y) const {
+void Linear::run_chunk(const Frame& frame, const Part& part, size_t chunk, const float* x, float* slice, float* y,
+                       secateur_errand* errand) const {
   const size_t first = weight_->first_of(chunk), rows = weight_->rows_of(chunk), row = panel::row_of(first);
+  const size_t lanes = part.lanes;
   const bool inside = y_.where == Place::arena;
   float* const value = y;
-  if (inside) y += row * lanes_;
+  if (inside) y += row * lanes;
   const Operands operands{x, y, bias_.empty() ? nullptr : bias_.data() + row,
-                          has_residual_ ? frame.arena + residual_.at + row * lanes_ : nullptr, lanes_, activation_, &grid};
+                          has_residual_ ? frame.arena + residual_.at + row * lanes : nullptr, lanes, activation_, errand,
+                          &part.grid};
   for (size_t k = 0; k < weight_->k_blocks(); ++k) {
     Operands here = operands;
     if (slice != nullptr) {
-      fetch(frame, weight_->column_of(k), weight_->columns_of(k), grid, slice);
+      fetch(part, weight_->column_of(k), weight_->columns_of(k), slice);
     } else {
-      here.x = x + panel::row_of(weight_->column_of(k)) * lanes_;
+      here.x = x + panel::row_of(weight_->column_of(k)) * lanes;
     }
     weight_->run(chunk, k, here);
   }
   // Last: a kernel writes whole groups, and what it makes of rows that are not there may be NaN.
-  inside ? zero_rows(value, weight_->rows(), first, first + rows, lanes_) : zero_rows(y, rows, 0, rows, lanes_);
-  if (!inside) from_rows(weight_->table(), y, frame.samples, weight_->rows(), lanes_, first, rows, frame.outputs[y_.at]);
+  inside ? zero_rows(value, weight_->rows(), first, first + rows, lanes) : zero_rows(y, rows, 0, rows, lanes);
+}
+
+// A chunk of an output, turned to rows at once, or by an errand beside the next one.
+void Linear::leave(const Frame& frame, const Part& part, size_t chunk, const float* y, secateur_errand* errand) const {
+  if (y_.where == Place::arena) return;
+  const size_t first = weight_->first_of(chunk), rows = weight_->rows_of(chunk);
+  if (errand != nullptr && part.samples == part.lanes && part.lanes % panel::tile == 0 && rows % panel::tile == 0) {
+    *errand = {y, part.y + first, rows, part.lanes, weight_->rows(), 0, 0};
+    return;
+  }
+  from_rows(weight_->table(), y, part.samples, weight_->rows(), part.lanes, first, rows, frame.past, part.y);
 }
 
 void run_linear(std::shared_ptr<const Packed> weight, const float* x, size_t n, float* y, const float* bias, int activation) {
@@ -153,7 +204,7 @@ void run_linear(std::shared_ptr<const Packed> weight, const float* x, size_t n, 
   for (size_t first = 0; first < n; first += lanes) {
     const float* const from = x + first * cols;
     float* const to = y + first * rows;
-    step.run({nullptr, &from, &to, std::min(lanes, n - first)}, 0);
+    step.run({nullptr, &from, &to, std::min(lanes, n - first), 0, past_caches(n * rows)}, 0);
   }
 }
 
@@ -186,7 +237,8 @@ void FromPanel::run(const Frame& frame, size_t piece) const {
   if (features_ == 0) return;
   const size_t first = piece * panel::run, width = std::min(panel::run, features_ - first);
   from_rows(table_, frame.arena + from_.at + panel::row_of(first) * lanes_, frame.samples, features_, lanes_, first, width,
-            frame.outputs[to_.at]);
+            frame.past, frame.outputs[to_.at]);
+  fence(frame.past);
 }
 
 Add::Add(const KernelTable& table, size_t floats, Place x, const Place* other, Place y, int activation)

@@ -12,6 +12,7 @@ namespace secateur {
 
 // Where x is an input, its rows are turned to panels slice by slice, just before they are read, and never leave the first
 // cache, and so is a panel turned to words; where y is an output, a chunk of rows is turned back as soon as it is done.
+// From an input to an output the panels are as narrow as the weight likes them: every chunk of it meets them in turn.
 class Linear : public Step {
  public:
   // bias: one per row of the weight, copied, or null. rounded: x is a panel of words already. Throws
@@ -22,13 +23,24 @@ class Linear : public Step {
   void run(const Frame& frame, size_t piece) const override;
 
  private:
+  // Samples that go through together: all of a frame, or `lanes` of them.
+  struct Part {
+    const float* x;  // as the step finds it
+    float* y;        // row-major, or null
+    size_t samples, lanes;
+    secateur_grid grid;
+  };
+
   size_t sums() const;
-  Source source(const Frame& frame) const;
-  void fetch(const Frame& frame, size_t first, size_t columns, const secateur_grid& grid, float* panel) const;
-  void run_chunk(const Frame& frame, size_t chunk, const float* x, float* slice, const secateur_grid& grid, float* y) const;
+  Part part_of(const Frame& frame, size_t first, float* grids) const;
+  Source source(const Part& part) const;
+  void fetch(const Part& part, size_t first, size_t columns, float* panel) const;
+  void run_chunk(const Frame& frame, const Part& part, size_t chunk, const float* x, float* slice, float* y,
+                 secateur_errand* errand) const;
+  void leave(const Frame& frame, const Part& part, size_t chunk, const float* y, secateur_errand* errand) const;
 
   std::shared_ptr<const Packed> weight_;
-  size_t lanes_;
+  size_t lanes_, narrow_;  // of a frame, and of a part
   Place x_, y_, residual_;
   bool has_residual_;
   bool ready_;               // x is a panel as the kernel reads it

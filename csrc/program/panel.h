@@ -9,7 +9,7 @@ namespace secateur::panel {
 
 constexpr size_t run = 96;
 constexpr size_t tile = 16;
-constexpr size_t slack = 32;  // floats that may be read behind the end (a window of ell)
+constexpr size_t slack = 64;  // floats that may be read behind the end (a window of ell)
 
 constexpr size_t row_of(size_t feature) { return feature + feature / run; }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <ctime>
 #include <limits>
 #include <new>
 #include <stdexcept>
@@ -63,7 +64,9 @@ Program::Lease::~Lease() {
 Frame Program::Lease::frame(const float* const* inputs, float* const* outputs, size_t first, size_t samples) {
   for (size_t i = 0; i < arena_->inputs.size(); ++i) arena_->inputs[i] = inputs[i] + first * program_.inputs_[i];
   for (size_t i = 0; i < arena_->outputs.size(); ++i) arena_->outputs[i] = outputs[i] + first * program_.outputs_[i];
-  return {arena_->memory.get(), arena_->inputs.data(), arena_->outputs.data(), std::min(program_.lanes_, samples - first)};
+  const size_t widest = program_.outputs_.empty() ? 0 : *std::max_element(program_.outputs_.begin(), program_.outputs_.end());
+  return {arena_->memory.get(), arena_->inputs.data(), arena_->outputs.data(), std::min(program_.lanes_, samples - first), 0,
+          past_caches(widest * samples)};
 }
 
 Frame Program::Lease::sample(const Frame& frame, size_t i) {
@@ -71,7 +74,7 @@ Frame Program::Lease::sample(const Frame& frame, size_t i) {
   for (size_t k = 0; k < arena_->outputs.size(); ++k) {
     arena_->sample_outputs[k] = frame.outputs[k] + i * program_.outputs_[k];
   }
-  return {frame.arena, arena_->sample_inputs.data(), arena_->sample_outputs.data(), 1, i};
+  return {frame.arena, arena_->sample_inputs.data(), arena_->sample_outputs.data(), 1, i, frame.past};
 }
 
 template <typename Run>
@@ -188,15 +191,31 @@ void Program::run_chunks(const float* const* inputs, float* const* outputs, size
   if (context.failed) throw std::bad_alloc();
 }
 
+namespace {
+
+// Of this thread, in the processor; negative where that is not known.
+double seconds_worked() {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+  timespec now;
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now) == 0) return double(now.tv_sec) + 1e-9 * double(now.tv_nsec);
+#endif
+  return -1.0;
+}
+
+}  // namespace
+
 std::vector<double> Program::time(const float* const* inputs, float* const* outputs, size_t samples) const {
   using Clock = std::chrono::steady_clock;
   std::vector<double> seconds(steps_.size(), 0.0);
   Lease lease(*this);
   for (size_t first = 0; first < samples; first += lanes_) {
     lease.walk(lease.frame(inputs, outputs, first, samples), [&](size_t step, const Frame& frame) {
+      const double worked = seconds_worked();
       const auto begin = Clock::now();
       run_pieces(frame, step);
-      seconds[step] += std::chrono::duration<double>(Clock::now() - begin).count();
+      const double passed = std::chrono::duration<double>(Clock::now() - begin).count();
+      // Long enough to have lost the processor: what this thread worked then, not what passed.
+      seconds[step] += passed < 1e-4 || worked < 0 ? passed : std::min(passed, seconds_worked() - worked);
     });
   }
   return seconds;

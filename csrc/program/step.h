@@ -12,7 +12,12 @@ struct Frame {
   float* const* outputs;
   size_t samples;              // of this chunk, from 1 to the program's lanes
   size_t image = 0;            // where images go one by one: which of the chunk
+  bool past = false;           // an output is larger than the caches of one core, and better written past them
 };
+
+// So many floats, of all samples together. Written the usual way, every line of them is read from memory first, and pushes
+// out weights that are needed again; smaller ones stay in the second cache for whoever reads them next.
+constexpr bool past_caches(size_t floats) { return floats * sizeof(float) > size_t(2) << 20; }
 
 // Where a value lies. Arena values are feature-major, in the step's own layout; the others are row-major.
 struct Place {

@@ -6,7 +6,7 @@
 namespace {
 
 struct Square {
-  static constexpr size_t side = 8;
+  static constexpr size_t side = 8, few = side;
   static void run(const float* from, size_t from_stride, float* to, size_t to_stride) {
     __m256 a[8], b[8];
 #pragma GCC unroll 8
@@ -29,8 +29,14 @@ struct Square {
       _mm256_storeu_ps(to + (i + 4) * to_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
     }
   }
+  static void part(const float* from, size_t from_stride, float* to, size_t to_stride) { run(from, from_stride, to, to_stride); }
 };
 
 }  // namespace
 
-SECATEUR_SPMM(avx2, 8, 2, Square, (ell_single<Singles, 8>))
+SECATEUR_SPMM(avx2, 8, 2, Square, PlainEll, nm_plain)
+
+extern "C" void secateur_from_panel_past_avx2(const float* panel, size_t n, size_t stride, size_t features, size_t width,
+                                               float* samples) {
+  panel_to_samples<Square>(panel, n, stride, features, width, samples);
+}

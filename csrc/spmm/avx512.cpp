@@ -15,6 +15,17 @@ struct MaskedSingles {
   }
 };
 
+template <typename Math, int L>
+using Ell = PermutedEll<Math, MaskedSingles>;
+
 }  // namespace
 
-SECATEUR_SPMM(avx512, 16, 4, Square, (ell_permuted<Singles, MaskedSingles>))
+SECATEUR_SPMM(avx512, 16, 4, Square, Ell, nm_permuted)
+
+extern "C" void secateur_from_panel_past_avx512(const float* panel, size_t n, size_t stride, size_t features, size_t width,
+                                                float* samples) {
+  if (reinterpret_cast<uintptr_t>(samples) % 64 != 0 || stride % 16 != 0 || features % 16 != 0) {
+    return panel_to_samples<Square>(panel, n, stride, features, width, samples);
+  }
+  panel_to_samples<Turn<true>>(panel, n, stride, features, width, samples);
+}

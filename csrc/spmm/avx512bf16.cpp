@@ -82,6 +82,9 @@ void samples_to_pairs(const float* samples, size_t n, size_t stride, size_t feat
   }
 }
 
+template <typename Math, int L>
+using Ell = PermutedEll<Math, MaskedPairs>;
+
 }  // namespace
 
-SECATEUR_BF16(avx512bf16, 16, 4, panel_to_pairs, samples_to_pairs, (ell_permuted<Pairs, MaskedPairs>))
+SECATEUR_BF16(avx512bf16, 16, 4, panel_to_pairs, samples_to_pairs, Ell)

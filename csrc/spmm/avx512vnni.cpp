@@ -90,6 +90,9 @@ void samples_to_quads(const float* samples, size_t n, size_t stride, size_t feat
   }
 }
 
+template <typename Math, int L>
+using Ell = PermutedEll<Math, MaskedQuads>;
+
 }  // namespace
 
-SECATEUR_INT8(avx512vnni, 16, 4, panel_to_quads, samples_to_quads, (ell_permuted<Quads, MaskedQuads>))
+SECATEUR_INT8(avx512vnni, 16, 4, panel_to_quads, samples_to_quads, Ell)

@@ -24,13 +24,21 @@ enum secateur_activation {
   secateur_activations  // how many there are
 };
 
+// A finished panel on its way to row-major samples, square by square (errand.h): features and width are multiples of 16.
+typedef struct {
+  const float* panel;
+  float* samples;
+  size_t features, width, stride;
+  size_t feature, sample;  // of the next square; sample is width when all is done
+} secateur_errand;
+
 // The streams of one K-block, and how many groups of rows they describe. Trusted: checked once, at creation.
 typedef struct {
   const void* counts;
   const void* index;
   const float* values;
   size_t groups;
-  size_t unit;  // rows of a block: 4, 8 or 16; not read elsewhere
+  size_t unit;  // rows of a block: 4, 8 or 16, or of a slice of ell: 16 or 32; not read elsewhere
 } secateur_stream;
 
 // Where to read and write. `x` is the slice of this K-block; the rows of `y` are padded to a multiple of 16.
@@ -49,6 +57,7 @@ typedef struct {
   const int32_t* sums;   // of the weights of each row
   const float* steps;    // what 1 is in each sample of x
   const int32_t* zeros;  // what 0 is there
+  secateur_errand* errand;  // of blocks: a square after each 4 rows; or null
 } secateur_panel;
 
 typedef void spmm_fn(const secateur_stream* stream, const secateur_panel* panel);
@@ -72,13 +81,22 @@ typedef spmm_fn spmm_csr_fn;
 typedef spmm_fn spmm_blocks8_fn;
 typedef spmm_fn spmm_blocks16_fn;
 
-// One sample, in the formats of csr and blocks, and in ell: slices of 16 rows, counts[slice] steps (32 bits). A step is a
-// record of 18 bytes in `index` and 16 values: the first column of a window of 32 (16 bits), and for each row its column
-// in the window, or 128 where it takes no part. x is readable 32 floats beyond its end.
+// One sample, in the formats of csr and blocks, and in ell: 16 lanes, which have one row each (slices of `unit` = 16 rows)
+// or two (32: lane i has rows i and 16 + i). counts[slice] records (32 bits); `groups` counts runs of 16 rows, as the last
+// slice of 32 may have one. A record is four steps: 64 values, those of a step side by side, and in `index` the first
+// columns of the windows of 64 that the steps read (16 bits each; one for all steps where lanes have one row, else one
+// for two), then for each lane a byte per step: its place in the window, 63 where it takes no part (its value is 0 then),
+// and 64 more for the lane's second row. x is readable 64 floats beyond its end.
 typedef spmm_fn spmv_ell_fn;
 typedef spmm_fn spmv_csr_fn;
 typedef spmm_fn spmv_blocks8_fn;
 typedef spmm_fn spmv_blocks16_fn;
+
+// One sample where every row keeps as many of every 16 inputs: slices of 16 rows, counts[slice]: how many (1, 2, 4 or 8),
+// and how many windows of 16 inputs (16 bits each). A step has 16 values, one for each row; the indices of 8 steps are 4
+// bits each of 16 words, the first step lowest. A row that has fewer in a last window of less than 16 takes value 0 at the
+// zero behind it. x is readable 16 floats beyond its end.
+typedef spmm_fn spmv_nm_fn;
 
 // The same in bf16: a column is a pair of neighbouring inputs, a value of a weight and of x a word of two bf16 numbers
 // (bf16.h); y, bias and residual are float32.
@@ -137,6 +155,12 @@ typedef void to_panel_fn(const float* samples, size_t n, size_t stride, size_t f
 
 // panel[features][width] to columns of samples[n][stride].
 typedef void from_panel_fn(const float* panel, size_t n, size_t stride, size_t features, size_t width, float* samples);
+
+// The same past the caches, where the instruction set can: for samples that are too many for them. The caller fences.
+typedef void from_panel_past_fn(const float* panel, size_t n, size_t stride, size_t features, size_t width, float* samples);
+
+// What is left of an errand.
+typedef void finish_errand_fn(secateur_errand* errand);
 
 // y = activation(x + other), n floats; other may be null.
 typedef void add_fn(const float* x, const float* other, float* y, size_t n, int activation);

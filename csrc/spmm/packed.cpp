@@ -9,9 +9,9 @@ namespace secateur {
 namespace {
 
 constexpr size_t tile = panel::tile;
-constexpr size_t ell_window = 32;  // floats that one step of ell reads
-constexpr size_t ell_record = 18;
-constexpr uint8_t ell_nothing = 128;
+constexpr size_t ell_window = 64;  // floats that one step of ell reads
+constexpr size_t ell_steps = 4;    // of a record
+constexpr size_t ell_nothing = 63;
 constexpr size_t patterns = 15;
 constexpr size_t even_header = 5;
 constexpr size_t most_quad_inputs = ((size_t(1) << 31) - 1) / (127 * 255);  // more could leave int32
@@ -57,8 +57,12 @@ void Packed::choose_kernels() {
   } else if (shape_.layout == "ell") {
     layout_ = Layout::ell;
     single_kernel_ = kernel(t.spmv_ell, t.bf16_spmv_ell, t.int8_spmv_ell);
+  } else if (shape_.layout == "nm") {
+    layout_ = Layout::nm;
+    if (shape_.word != Word::single) refuse("layout 'nm' is one of float32");
+    single_kernel_ = t.spmv_nm;
   } else {
-    refuse("layout '" + shape_.layout + "' is none of rows, even, csr, blocks, ell");
+    refuse("layout '" + shape_.layout + "' is none of rows, even, csr, blocks, ell, nm");
   }
 }
 
@@ -75,11 +79,12 @@ void Packed::check_shape() const {
     case Layout::rows:
     case Layout::even: unit_fits = unit == 4; break;
     case Layout::csr: unit_fits = unit == 1; break;
-    case Layout::ell: unit_fits = unit == 16; break;
+    case Layout::nm: unit_fits = unit == tile; break;
+    case Layout::ell: unit_fits = unit == tile || unit == 2 * tile; break;
     case Layout::blocks: unit_fits = unit == 4 || unit == 8 || unit == 16; break;
   }
   if (!unit_fits) refuse("a group of " + std::to_string(unit) + " rows does not fit this layout");
-  const bool only16 = layout_ == Layout::csr || layout_ == Layout::ell;
+  const bool only16 = layout_ == Layout::csr || layout_ == Layout::ell || layout_ == Layout::nm;
   if (bits != 16 && (bits != 8 || only16)) refuse("indices of " + std::to_string(bits) + " bits do not fit this layout");
   if (shape_.block < 1 || shape_.block % panel::run != 0 || panel::columns(shape_.block) > size_t(1) << bits) {
     refuse("K-blocks of " + std::to_string(shape_.block) + " columns do not fit");
@@ -103,6 +108,14 @@ size_t Packed::k_blocks() const { return std::max<size_t>(1, (columns() + shape_
 size_t Packed::chunks() const { return (shape_.rows + shape_.chunk - 1) / shape_.chunk; }
 size_t Packed::rows_of(size_t chunk) const { return std::min(shape_.chunk, shape_.rows - chunk * shape_.chunk); }
 size_t Packed::columns_of(size_t k) const { return std::min(shape_.block, columns() - std::min(columns(), column_of(k))); }
+
+// Rows that share no loads read every activation from where it lies: a slice of x should nearly fit the first cache.
+size_t Packed::lanes(size_t most) const {
+  constexpr size_t slice = size_t(50) << 10;  // bytes
+  const size_t row = panel::columns(columns_of(0)) * sizeof(float);
+  if (layout_ == Layout::even) while (most > tile && most * row > slice) most /= 2;
+  return most;
+}
 
 // What the kernels trust: that counts, indices and row names stay inside the streams, the K-block and the chunk.
 void Packed::walk() {
@@ -134,10 +147,12 @@ size_t Packed::walk_counts(size_t rows, size_t width) {
   const size_t per_group = layout_ == Layout::rows   ? patterns * size
                            : layout_ == Layout::even ? even_header * sizeof(uint16_t)
                            : layout_ == Layout::ell  ? sizeof(uint32_t)
+                           : layout_ == Layout::nm   ? 2 * sizeof(uint16_t)
                                                      : size;
   if (groups * per_group > streams_.counts_bytes - counts_at_) refuse("the stream of counts is too short");
   switch (layout_) {
     case Layout::ell: walk_ell(groups, width); break;
+    case Layout::nm: walk_nm(groups, width); break;
     case Layout::even: size == 1 ? walk_even<uint8_t>(groups, rows, width) : walk_even<uint16_t>(groups, rows, width); break;
     default: size == 1 ? walk_columns<uint8_t>(groups, width) : walk_columns<uint16_t>(groups, width);
   }
@@ -184,19 +199,38 @@ void Packed::walk_even(size_t groups, size_t rows, size_t width) {
 
 void Packed::walk_ell(size_t groups, size_t width) {
   const uint32_t* count = reinterpret_cast<const uint32_t*>(static_cast<const char*>(streams_.counts) + counts_at_);
+  const size_t rows = shape_.unit / tile, bases = rows, places = ell_steps * tile, record = 2 * bases + places;
   for (size_t group = 0; group < groups; ++group) {
-    if (count[group] > (streams_.index_bytes - index_at_) / ell_record) refuse("counts reach beyond the steps");
-    for (size_t step = 0; step < count[group]; ++step, index_at_ += ell_record, values_at_ += tile) {
-      const uint8_t* record = static_cast<const uint8_t*>(streams_.index) + index_at_;
-      const size_t base = size_t(record[0]) | size_t(record[1]) << 8;
-      if (base >= width) refuse("a window begins outside its K-block");
-      for (size_t r = 0; r < tile; ++r) {
-        const uint8_t column = record[2 + r];
-        if (column != ell_nothing && (column >= ell_window || base + column >= width)) {
-          refuse("an index lies outside its window");
-        }
+    if (count[group] > (streams_.index_bytes - index_at_) / record) refuse("counts reach beyond the steps");
+    for (size_t i = 0; i < count[group]; ++i, index_at_ += record, values_at_ += places) {
+      const uint8_t* at = static_cast<const uint8_t*>(streams_.index) + index_at_;
+      const uint8_t* byte = at + 2 * bases;
+      for (size_t place = 0; place < places; ++place) {
+        const size_t window = place % ell_steps * bases / ell_steps, column = byte[place] % ell_window;
+        const size_t base = size_t(at[2 * window]) | size_t(at[2 * window + 1]) << 8;
+        if (base >= width) refuse("a window begins outside its K-block");
+        if (byte[place] >= rows * ell_window) refuse("a lane has no such row");
+        if (column != ell_nothing && base + column >= width) refuse("an index lies outside its window");
       }
     }
+  }
+}
+
+void Packed::walk_nm(size_t groups, size_t width) {
+  const uint16_t* count = reinterpret_cast<const uint16_t*>(static_cast<const char*>(streams_.counts) + counts_at_);
+  const size_t features = width - (width + panel::run) / (panel::run + 1), rest = features % tile;
+  for (size_t group = 0; group < groups; ++group, count += 2) {
+    const size_t each = count[0], windows = count[1], steps = each * windows, words = (steps + 7) / 8 * tile;
+    if (each != 1 && each != 2 && each != 4 && each != 8) refuse("a window keeps 1, 2, 4 or 8 inputs");
+    if (windows != (features + tile - 1) / tile) refuse("the windows do not cover the K-block");
+    if (words > (streams_.index_bytes - index_at_) / sizeof(uint32_t)) refuse("counts reach beyond the indices");
+    const uint32_t* word = reinterpret_cast<const uint32_t*>(static_cast<const char*>(streams_.index) + index_at_);
+    for (size_t i = (windows - (rest > 0)) * each * tile; i < steps * tile; ++i) {  // others cannot lie outside
+      const size_t step = i / tile;
+      if ((word[step / 8 * tile + i % tile] >> 4 * (step % 8) & 15) > rest) refuse("an index lies outside its window");
+    }
+    index_at_ += words * sizeof(uint32_t);
+    values_at_ += steps * tile;
   }
 }
 
@@ -204,10 +238,11 @@ void Packed::run(size_t chunk, size_t k, const Operands& operands) const {
   const size_t at = chunk * k_blocks() + k;
   const bool quads = shape_.word == Word::quad;
   spmm_fn* const kernel = operands.lanes == 1 ? single_kernel_ : panel_kernel_;
+  const size_t group = layout_ == Layout::ell ? tile : shape_.unit;
   for (size_t i = pieces_from_[at]; i < pieces_from_[at + 1]; ++i) {
     const Piece& piece = pieces_[i];
     const size_t row = panel::row_of(piece.first - first_of(chunk));
-    const secateur_stream stream{piece.counts, piece.index, piece.values, (piece.rows + shape_.unit - 1) / shape_.unit,
+    const secateur_stream stream{piece.counts, piece.index, piece.values, (piece.rows + group - 1) / group,
                                  shape_.unit};
     const secateur_panel operand{operands.x,
                                operands.y + row * operands.lanes,
@@ -220,7 +255,8 @@ void Packed::run(size_t chunk, size_t k, const Operands& operands) const {
                                quads ? scales_.data() + panel::row_of(piece.first) : nullptr,
                                quads ? sums_.data() + panel::row_of(piece.first) : nullptr,
                                quads ? operands.grid->steps : nullptr,
-                               quads ? operands.grid->zeros : nullptr};
+                               quads ? operands.grid->zeros : nullptr,
+                               operands.errand};
     kernel(&stream, &operand);
   }
 }

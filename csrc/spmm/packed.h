@@ -30,7 +30,7 @@ struct Streams {
 };
 
 struct Shape {
-  std::string layout;  // rows, even, csr, blocks, ell
+  std::string layout;  // rows, even, csr, blocks, ell, nm
   size_t rows, cols;   // features
   size_t unit;         // rows of a group
   size_t chunk;        // rows of a chunk: whole runs (program/panel.h)
@@ -47,6 +47,7 @@ struct Operands {
   const float* residual;  // as y, or null
   size_t lanes;           // 1, 16, 32, 64
   int activation;
+  secateur_errand* errand = nullptr;
   const secateur_grid* grid = nullptr;  // of the samples of x, where they are quads
 };
 
@@ -71,11 +72,17 @@ class Packed {
   size_t column_of(size_t k_block) const { return k_block * shape_.block; }
   size_t columns_of(size_t k_block) const;
 
+  // Samples side by side, of at most so many, that suit this layout best where nothing else decides.
+  size_t lanes(size_t most) const;
+
+  // Whether its kernel does an errand.
+  bool runs_errands() const { return layout_ == Layout::blocks; }
+
   // One K-block of one chunk. The first K-block starts from bias and residual, the last one activates.
   void run(size_t chunk, size_t k_block, const Operands& operands) const;
 
  private:
-  enum class Layout { rows, even, csr, blocks, ell };
+  enum class Layout { rows, even, csr, blocks, ell, nm };
 
   // One K-block of a run of rows (`even`: of a chunk): where its weights begin in each stream.
   struct Piece {
@@ -99,6 +106,7 @@ class Packed {
   template <typename Index>
   void walk_even(size_t groups, size_t rows, size_t width);
   void walk_ell(size_t groups, size_t width);
+  void walk_nm(size_t groups, size_t width);
   template <typename Index>
   void take_indices(size_t n, size_t limit);
 

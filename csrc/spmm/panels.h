@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "errand.h"
 #include "vectors.h"
 
 namespace {
@@ -214,7 +215,7 @@ SECATEUR_INLINE void add_column(Tile<L, 4, V>& tile, const float* x, const float
 
 // Blocks: 4 rows at a time, whatever the block's height, so that four rows share every load. With one vector of samples
 // two sums run side by side.
-template <typename Math, int L, int V, size_t W, typename Index>
+template <typename Math, int L, int V, size_t W, typename Index, typename Square>
 void blocks_of_width(const secateur_stream& stream, const secateur_panel& panel) {
   const Index* counts = static_cast<const Index*>(stream.counts);
   const Index* index = static_cast<const Index*>(stream.index);
@@ -241,6 +242,7 @@ void blocks_of_width(const secateur_stream& stream, const secateur_panel& panel)
         for (; i < n; ++i, weights += unit) add_column<Math, L, V>(tile, x + size_t(index[i]) * W, weights);
         end_tile<Math, W>(tile, panel, Run{group * unit + part}, column);
       }
+      next_square<Square>(panel.errand);
     }
     index += n;
     value += n * unit;
@@ -276,12 +278,12 @@ SECATEUR_INLINE void csr_of(const secateur_stream* stream, const secateur_panel*
   }
 }
 
-template <typename Math, int L, int WIDE, typename Index>
+template <typename Math, int L, int WIDE, typename Index, typename Square>
 SECATEUR_INLINE void blocks_of(const secateur_stream* stream, const secateur_panel* panel) {
   switch (panel->width) {
-    case 64: return blocks_of_width<Math, L, WIDE, 64, Index>(*stream, *panel);
-    case 32: return blocks_of_width<Math, L, least(WIDE, 32 / L), 32, Index>(*stream, *panel);
-    case 16: return blocks_of_width<Math, L, least(WIDE, 16 / L), 16, Index>(*stream, *panel);
+    case 64: return blocks_of_width<Math, L, WIDE, 64, Index, Square>(*stream, *panel);
+    case 32: return blocks_of_width<Math, L, least(WIDE, 32 / L), 32, Index, Square>(*stream, *panel);
+    case 16: return blocks_of_width<Math, L, least(WIDE, 16 / L), 16, Index, Square>(*stream, *panel);
   }
 }
 

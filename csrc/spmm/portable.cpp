@@ -6,16 +6,22 @@
 namespace {
 
 struct Square {
-  static constexpr size_t side = 4;
+  static constexpr size_t side = 4, few = side;
   static void run(const float* from, size_t from_stride, float* to, size_t to_stride) {
     for (size_t i = 0; i < side; ++i) {
       for (size_t j = 0; j < side; ++j) to[i * to_stride + j] = from[j * from_stride + i];
     }
   }
+  static void part(const float* from, size_t from_stride, float* to, size_t to_stride) { run(from, from_stride, to, to_stride); }
 };
 
 }  // namespace
 
-SECATEUR_SPMM(portable, 4, 2, Square, (ell_single<Singles, 4>))
-SECATEUR_BF16(portable, 4, 2, panel_to_pairs_plain, samples_to_pairs_plain, (ell_single<Pairs, 4>))
-SECATEUR_INT8(portable, 4, 2, panel_to_quads_plain, samples_to_quads_plain, (ell_single<Quads, 4>))
+SECATEUR_SPMM(portable, 4, 2, Square, PlainEll, nm_plain)
+SECATEUR_BF16(portable, 4, 2, panel_to_pairs_plain, samples_to_pairs_plain, PlainEll)
+SECATEUR_INT8(portable, 4, 2, panel_to_quads_plain, samples_to_quads_plain, PlainEll)
+
+extern "C" void secateur_from_panel_past_portable(const float* panel, size_t n, size_t stride, size_t features, size_t width,
+                                                  float* samples) {
+  panel_to_samples<Square>(panel, n, stride, features, width, samples);
+}

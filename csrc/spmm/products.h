@@ -1,6 +1,8 @@
-// The products: SECATEUR_PRODUCTS(prefix, isa, L, WIDE, Math, ell), L words in a vector, tiles of up to WIDE vectors.
+// The products: SECATEUR_PRODUCTS(prefix, isa, L, WIDE, Math, ell), L words in a vector, tiles of up to WIDE vectors,
+// and ell<Math, L> to run ell. The file has a Square (layout.h).
 #pragma once
 
+#include "ell.h"
 #include "panels.h"
 #include "single.h"
 
@@ -22,13 +24,13 @@
     csr_of<Math, L, WIDE>(s, p);                                                                                       \
   }                                                                                                                    \
   void secateur_##prefix##spmm_blocks8_##isa(const secateur_stream* s, const secateur_panel* p) {                      \
-    blocks_of<Math, L, WIDE, uint8_t>(s, p);                                                                           \
+    blocks_of<Math, L, WIDE, uint8_t, Square>(s, p);                                                                   \
   }                                                                                                                    \
   void secateur_##prefix##spmm_blocks16_##isa(const secateur_stream* s, const secateur_panel* p) {                     \
-    blocks_of<Math, L, WIDE, uint16_t>(s, p);                                                                          \
+    blocks_of<Math, L, WIDE, uint16_t, Square>(s, p);                                                                  \
   }                                                                                                                    \
   void secateur_##prefix##spmv_ell_##isa(const secateur_stream* s, const secateur_panel* p) {                          \
-    ell(s, p);                                                                                                         \
+    ell_of<ell<Math, L>>(s, p);                                                                                        \
   }                                                                                                                    \
   void secateur_##prefix##spmv_csr_##isa(const secateur_stream* s, const secateur_panel* p) {                          \
     csr_single<Math, L>(s, p);                                                                                         \

@@ -1,4 +1,4 @@
-// One sample: y[M] = W x[K]. Scalar where the format gives no vectors; the ell of each instruction set is its own.
+// One sample: y[M] = W x[K]. Scalar where the format gives no vectors; ell stands in a file of its own.
 #pragma once
 
 #include "vectors.h"
@@ -15,6 +15,14 @@ SECATEUR_INLINE void begin_single(const secateur_panel& panel, size_t row, size_
     sums[r] = !panel.first ? panel.y[row + r] : panel.bias != nullptr ? panel.bias[row + r] : 0.0f;
     if (panel.first && panel.residual != nullptr) sums[r] += panel.residual[row + r];
   }
+}
+
+template <typename Math, int L>
+SECATEUR_INLINE Vector<L> begin_vector(const secateur_panel& panel, size_t row) {
+  if (!panel.first) return load<L>(panel.y + row);
+  if constexpr (Math::whole) return Vector<L>{};
+  const Vector<L> sum = panel.bias != nullptr ? load<L>(panel.bias + row) : Vector<L>{};
+  return panel.residual != nullptr ? sum + load<L>(panel.residual + row) : sum;
 }
 
 // All rows at the end of the last K-block; y is padded to a multiple of 16.
@@ -101,29 +109,6 @@ SECATEUR_INLINE void blocks_single(const secateur_stream* stream, const secateur
     case 8: return blocks_single_of<Math, L, 8, Index>(*stream, *panel);
     case 16: return blocks_single_of<Math, L, 16, Index>(*stream, *panel);
   }
-}
-
-constexpr size_t ell_record = 18;
-
-// The meaning of ell, and the fallback where no permutation of 32 floats exists.
-template <typename Math, int L>
-SECATEUR_INLINE void ell_single(const secateur_stream* stream, const secateur_panel* panel) {
-  const uint32_t* counts = static_cast<const uint32_t*>(stream->counts);
-  const uint8_t* record = static_cast<const uint8_t*>(stream->index);
-  const float* value = stream->values;
-  for (size_t slice = 0; slice < stream->groups; ++slice) {
-    float sums[16];
-    begin_single<Math>(*panel, 16 * slice, 16, sums);
-    for (size_t step = 0; step < counts[slice]; ++step, record += ell_record, value += 16) {
-      const float* x = panel->x + (size_t(record[0]) | size_t(record[1]) << 8);
-      for (size_t r = 0; r < 16; ++r) {
-        const uint8_t at = record[2 + r];
-        if (at < 128) sums[r] = Math::add_one(sums[r], value + r, x + at);
-      }
-    }
-    for (size_t r = 0; r < 16; ++r) panel->y[16 * slice + r] = sums[r];
-  }
-  finish_single<Math, L>(*panel, 16 * stream->groups);
 }
 
 }  // namespace

@@ -196,6 +196,7 @@ int main() {
     }
     const int before = passed + failed;
     test_table(secateur::table(set.name));
+    test_solvers(secateur::table(set.name));
     test_spmm(secateur::table(set.name));
     test_roofs(secateur::table(set.name));
     std::printf("%s: %d checks\n", set.name, passed + failed - before);

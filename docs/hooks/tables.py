@@ -12,6 +12,7 @@ from typing import Any
 
 from secateur.core import ALLOCATIONS, CRITERIA, SCHEDULES, UNITS
 from secateur.core.names import hyperparameters, needs
+from secateur.core.solvers import SOLVERS
 
 __all__ = ["TABLES", "fill", "on_page_markdown"]
 
@@ -76,11 +77,20 @@ def schedules() -> str:
     )
 
 
+def solvers() -> str:
+    """Name, rule, whether it chooses, reference."""
+    return _table(
+        ("solver", "what it does in each layer", "chooses the weights", "reference"),
+        ((f"`{name}`", row.summary, "yes" if row.chooses else "no", row.reference) for name, row in SOLVERS.items()),
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "criteria": criteria,
     "units": units,
     "allocations": allocations,
     "schedules": schedules,
+    "solvers": solvers,
 }
 
 

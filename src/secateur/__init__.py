@@ -28,7 +28,7 @@ from secateur.records import Record, Report, Shares
 from secateur.report.figures import figure
 from secateur.report.html import to_html
 from secateur.report.table import print_table
-from secateur.train import Plan, Pruner, prune, score
+from secateur.train import Plan, Pruner, Reconstruction, prune, reconstruct, score
 from secateur.train.compress import Compressed, Goal, Stage, compress
 from secateur.train.loop.fit import fit
 from secateur.train.loop.snapshot import Snapshot
@@ -38,6 +38,7 @@ from secateur.train.recovery import dense_sparse_dense, prune_rounds, recover, s
 from secateur.train.sensitivity import Sensitivity, sensitivity
 from secateur.train.shrink import shrink
 from secateur.train.shrinkage import Shrinkage, shrinkage
+from secateur.train.slimming import slimming
 from secateur.train.unit_costs import costs
 from secateur.types import NM, KeyLayout, Layout, Unit
 
@@ -63,6 +64,7 @@ __all__ = [
     "PackedModel",
     "Plan",
     "Pruner",
+    "Reconstruction",
     "Record",
     "Report",
     "Sensitivity",
@@ -95,6 +97,7 @@ __all__ = [
     "prune",
     "prune_rounds",
     "recalibrate",
+    "reconstruct",
     "recover",
     "save",
     "score",
@@ -102,6 +105,7 @@ __all__ = [
     "sensitivity",
     "shrink",
     "shrinkage",
+    "slimming",
     "tickets",
     "to_html",
 ]

@@ -34,6 +34,7 @@ __all__ = [
     "Tensors",
     "Unit",
     "UnitEntry",
+    "Update",
 ]
 
 Tensors: TypeAlias = Mapping[str, Tensor]
@@ -103,6 +104,9 @@ Allocation: TypeAlias = Callable[..., dict[str, int]]
 """How many units each key keeps. Inputs are asked for by parameter name:
 ``scores`` (pooled), ``keep`` (units to keep in all), ``sizes`` (units per key),
 ``layout``, and the name of any evidence."""
+
+Update: TypeAlias = Callable[..., dict[str, Tensor]]
+"""Weights (name -> tensor), masks of what was removed (name -> bool, True: gone) and evidence in, new weights out."""
 
 Schedule: TypeAlias = Callable[[float, float, float], float]
 """``(progress in [0, 1], initial, final) -> sparsity``."""
@@ -175,11 +179,17 @@ class CriterionEntry:
         reduce: how weight scores of one unit become its score, unless the user says otherwise.
         units: for ``level="unit"``, the units it is defined for (None: any).
         batches: how many batches it reads unless the user says otherwise.
+        rounds: how many rounds one pruning takes, with new evidence in each, unless the user says otherwise.
+        regrow: whether what a round removed may return in the next; it competes with the value it had.
+        update: for methods that change the kept weights along: ``(weights, removed, evidence...) -> new weights``,
+            mappings of parameter names; the positional parameters behind the first two name the evidence.
         data: what the user has to give, in words: "none", "init", "batches", "training".
         summary: one line, with the formula.
         reference: authors, year, arXiv.
         elementwise: each score follows from the evidence at the same place alone, so that pieces of a tensor may be
             scored by themselves, and more than once.
+        merge: for criteria whose removed units others can take over: rows of units (``core/unit_rows``) by name,
+            ``kept`` (bool [units]) and ``removed`` (numbers) to the partner and the factor of each removed unit.
     """
 
     function: Criterion
@@ -191,6 +201,10 @@ class CriterionEntry:
     units: frozenset[str] | None = None
     batches: int = 1
     elementwise: bool = False
+    merge: Callable[..., tuple[Tensor, Tensor]] | None = None
+    rounds: int = 1
+    regrow: bool = False
+    update: Update | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,19 @@ import re
 import pytest
 
 from secateur.core import ALLOCATIONS, CRITERIA, SCHEDULES, UNITS
+from secateur.core.solvers import SOLVERS
 from tests.cli.conftest import Run
 
-TABLES = {"criteria": CRITERIA, "units": UNITS, "allocations": ALLOCATIONS, "schedules": SCHEDULES}
+TABLES = {"criteria": CRITERIA, "units": UNITS, "allocations": ALLOCATIONS, "schedules": SCHEDULES, "solvers": SOLVERS}
 
 
 def test_every_name_is_listed_with_its_formula(run: Run) -> None:
     printed = run("methods").stdout
     for title, table in TABLES.items():
         assert f"\n{title}\n" in "\n" + printed
+        section = ("\n" + printed).split(f"\n{title}\n")[1]  # a criterion and a schedule may share a name
         for name, entry in table.items():
-            row = next(line for line in printed.splitlines() if line.split("  ")[0] == name)
+            row = next(line for line in section.splitlines() if line.split("  ")[0] == name)
             assert entry.summary in row
 
 

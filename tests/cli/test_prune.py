@@ -194,6 +194,42 @@ def test_channels_are_traced_with_the_first_batch(run: Run, nets: Path, data: st
     assert (rows["0.bias"]["kept"], rows["2.weight"]["kept"], rows["2.bias"]["kept"]) == (20, 80, None)
 
 
+def test_merge_changes_what_reads_the_channels_and_is_refused_by_others(run: Run, nets: Path) -> None:
+    method = ("--sparsity", 0.5, "--unit", "channel", "--data", "nets:batches", "--merge")
+    prune(run, *method, "--criterion", "cosine")
+    bundle, dense = load(nets / "sparse.safetensors"), dense_state()
+    kept = bundle.masks["0.weight"]
+    assert torch.equal(bundle.tensors["0.weight"], dense["0.weight"] * kept[:, None])
+    assert not torch.equal(bundle.tensors["2.weight"][:, kept], dense["2.weight"][:, kept])
+    result = run("prune", "--model", "nets:make", *method, "-o", "f", code=2)
+    assert "'cosine', 'srinivas_babu' do" in " ".join(result.output.split())
+
+
+def test_rounds_without_data_and_updates_with_it(run: Run, nets: Path) -> None:
+    prune(run, "--sparsity", 0.5, "--criterion", "synflow", "--rounds", 3)
+    few = load(nets / "sparse.safetensors").masks
+    prune(run, "--sparsity", 0.5, "--criterion", "synflow", "--rounds", 1)
+    assert sum(int(mask.sum()) for mask in few.values()) == sum(
+        int(m.sum()) for m in load(nets / "sparse.safetensors").masks.values()
+    )
+    method = (
+        "--sparsity",
+        0.3,
+        "--criterion",
+        "woodfisher(damping=0.01)",
+        "--data",
+        "nets:batches",
+        "--loss",
+        "cross_entropy",
+    )
+    prune(run, *method, "--update")
+    bundle, dense = load(nets / "sparse.safetensors"), dense_state()
+    kept = bundle.masks["0.weight"]
+    assert not torch.equal(bundle.tensors["0.weight"][kept], dense["0.weight"][kept])
+    result = run("prune", "--model", "nets:make", "--sparsity", 0.3, "--update", "-o", "f", code=2)
+    assert "obs, woodfisher have" in " ".join(result.output.split())
+
+
 def test_channels_need_data(run: Run, nets: Path) -> None:
     result = run("prune", "--model", "nets:make", "--unit", "channel", "--sparsity", 0.5, "-o", "f", code=2)
     assert "with the inputs of the first batch of --data" in " ".join(result.output.split())

@@ -35,13 +35,30 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "linf": (("weight",), False),
     "l0": (("weight",), False),
     "random": (("noise",), False),
+    "geometric_median": (("weight",), False),
+    "cosine": (("weight", "bias"), False),
+    "weight_correlation": (("weight",), False),
+    "srinivas_babu": (("weight", "bias", "outgoing"), False),
+    "weight_entropy": (("weight",), True),
+    "bn_scale": (("bn_scale",), False),
     "grad_magnitude": (("grad_abs",), False),
     "snip": (("weight", "grad_abs"), False),
     "snip_signed": (("weight", "grad"), False),
     "taylor": (("weight", "grad_sq"), False),
     "gate_taylor": (("gate_grad_sq",), False),
+    "taylor_2017": (("gate_example_abs",), False),
+    "gate_taylor_fg": (("gate_example_sq",), False),
+    "gate_taylor_so": (("gate_change_sq",), False),
+    "head_importance": (("reader_gate_abs",), False),
     "mean_activation": (("activation_mean",), False),
     "apoz": (("activation_zeros",), False),
+    "wanda": (("weight", "input_norm"), False),
+    "ria": (("weight", "input_norm"), False),
+    "activation_entropy": (("activation_pooled",), False),
+    "hrank": (("activation_rank",), False),
+    "activation_correlation": (("activation_covariance",), False),
+    "thinet": (("contribution_gram",), False),
+    "lda": (("activation_max", "activation_pooled", "labels"), False),
     "large_final": (("weight",), False),
     "small_final": (("weight",), True),
     "large_init": (("init",), False),
@@ -51,12 +68,29 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "magnitude_increase": (("weight", "init"), True),
     "movement": (("weight", "init"), False),
     "movement_sanh": (("movement",), True),
+    "grasp": (("weight", "hessian_gradient"), True),
+    "synflow": (("weight", "flow"), False),
+    "force": (("weight", "grad_abs"), False),
+    "iter_snip": (("weight", "grad_abs"), False),
+    "prospr": (("weight", "meta_grad"), False),
+    "prospr_gate": (("meta_gate",), False),
+    "fisher": (("weight", "fisher_diagonal"), False),
+    "taylor_second": (("loss_change_sq",), False),
+    "obd": (("weight", "hessian_diagonal"), False),
+    "obs": (("weight", "inverse_hessian_diagonal"), False),
+    "woodfisher": (("weight", "inverse_fisher_diagonal"), False),
 }
 UNIT_ROWS = ["weight", "row", "column", "kernel", "filter", "in_channel", "layer", "block(3, 2)"]
 UNIT_ROWS += ["channel", "channel(all)"]
 ONE_PER_ROW = {"filter", "in_channel", "layer", "channel", "channel(all)"}
 ALLOCATION_ROWS = ["uniform", "global", "erk", "er", "uniform_plus", "lamp", "owl"]
 SCHEDULE_ROWS = ["one_shot", "linear", "geometric", "exponential", "cubic", "one_cycle", "cosine"]
+PER_UNIT = {"gate_grad_sq", "gate_example_abs", "gate_example_sq", "gate_change_sq", "reader_gate_abs"}
+PER_UNIT |= {"activation_mean", "activation_zeros", "activation_rank"}
+OF_EXAMPLES = {"contribution_gram", "activation_pooled", "activation_max", "activation_covariance", "labels"}
+PER_GROUP = {"contribution_gram", "reader_gate_abs"}
+POSITIVE = {"grad_abs", "grad_sq", "input_norm", "fisher_diagonal", "loss_change_sq"}
+POSITIVE |= {"inverse_hessian_diagonal", "inverse_fisher_diagonal"}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 LAYOUT: Layout = {
@@ -69,7 +103,9 @@ LAYOUT: Layout = {
 GROUPS: Layout = {**CHAIN, **RESIDUAL}
 
 
-def layout_for(unit_spec: str) -> Layout:
+def layout_for(unit_spec: str, criterion: str = "") -> Layout:
+    if criterion == "bn_scale" and unit_spec.startswith("channel"):  # groups that something with one axis follows
+        return {name: key for name, key in GROUPS.items() if any(m.part == "follows" for m in key.members)}
     return GROUPS if unit_spec.startswith("channel") else LAYOUT
 
 
@@ -85,17 +121,27 @@ def _evidence(names: tuple[str, ...], unit_spec: str, dtype: torch.dtype) -> dic
     generator = torch.Generator().manual_seed(7)
     found: dict[str, dict[str, Tensor]] = {}
     for name in names:
-        per_unit = name in ("noise", "gate_grad_sq", "activation_mean", "activation_zeros")
+        per_unit = name in PER_UNIT or name in ("noise", "bias", "bn_scale", "meta_gate")
         found[name] = {}
         layout = layout_for(unit_spec)
-        of_groups = layout is GROUPS and name != "noise"  # whose evidence is of parameters, and of their outputs
+        # Whose evidence is of parameters, and of their outputs.
+        of_groups = layout is GROUPS and name not in ("noise", *PER_GROUP)
         for key, one in (parameter_layout(layout) if of_groups else layout).items():
             grid = one.shape[:1] if of_groups else unit.grid(one)
             tensor = torch.randn(grid if per_unit else one.shape, generator=generator)
-            positive = per_unit or name in ("grad_abs", "grad_sq")
+            positive = per_unit or name in POSITIVE
             tensor = tensor.sigmoid() if name == "activation_zeros" else tensor  # a share
+            tensor = _of_examples(name, grid[0], generator) if name in OF_EXAMPLES else tensor
             found[name][key] = (tensor.abs() if positive else tensor).to(dtype)
     return found
+
+
+def _of_examples(name: str, units: int, generator: torch.Generator) -> Tensor:
+    """Evidence of twelve examples."""
+    own = torch.randn(units, 12, generator=generator)
+    matrix = own @ own.t() / 12
+    known = {"labels": torch.arange(12) % 3, "activation_covariance": matrix, "contribution_gram": matrix}
+    return known.get(name, own)
 
 
 def _refused(criterion: str, unit: str, allocation: str, within: object) -> str | None:
@@ -121,7 +167,7 @@ def _combinations() -> list[tuple[str, torch.dtype, object]]:
 @pytest.mark.parametrize("criterion", CRITERION_ROWS)
 def test_every_method_decides_exactly(criterion: str, unit: str) -> None:
     resolved, _ = parse_unit(unit)
-    layout = layout_for(unit)
+    layout = layout_for(unit, criterion)
     sizes = unit_sizes(resolved, layout)
     total = sum(sizes.values()) - removed_count(sum(sizes.values()), 0.6)
     for allocation, dtype, within in _combinations():
@@ -158,13 +204,15 @@ def test_every_method_decides_exactly(criterion: str, unit: str) -> None:
 def test_criteria_ask_for_what_they_say_and_widen(criterion: str) -> None:
     names, signed = CRITERION_ROWS[criterion]
     assert evidence_needed(criterion) == needs(CRITERIA[criterion].function) == names
+    units = CRITERIA[criterion].units
+    spec = "filter" if units is None or "filter" in units else "channel"
     for dtype in DTYPES:
-        unit, _ = parse_unit("filter")
-        found = score(criterion, _evidence(names, "filter", dtype), LAYOUT, unit)
+        unit, _ = parse_unit(spec)
+        found = score(criterion, _evidence(names, spec, dtype), layout_for(spec), unit)
         expected = torch.float64 if dtype == torch.float64 else torch.float32
         assert all(value.dtype == expected for value in found.values())
-    unit, _ = parse_unit("weight" if CRITERIA[criterion].units is None else "filter")
-    found = score(criterion, _evidence(names, unit_name(unit), torch.float32), LAYOUT, unit)
+    unit, _ = parse_unit("weight" if units is None else spec)
+    found = score(criterion, _evidence(names, unit_name(unit), torch.float32), layout_for(unit.spec), unit)
     assert signed == any(bool((value < 0).any()) for value in found.values())
 
 

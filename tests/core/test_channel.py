@@ -122,7 +122,7 @@ def test_each_output_is_scored_before_scores_add_up() -> None:
     def rooted(gate_grad_sq: torch.Tensor) -> torch.Tensor:
         return gate_grad_sq.sqrt()
 
-    entry = CriterionEntry(rooted, "unit", "sum", "batches", "", "", units=frozenset({"channel"}))
+    entry = CriterionEntry(rooted, "unit", "sum", "batches", "", "", units=frozenset({"channel", "filter"}))
     outputs = {"a.weight": torch.zeros(4), "b.weight": torch.full((8,), 9.0)}
     found = score(entry, {"gate_grad_sq": outputs}, RESIDUAL, Channel())
     assert found["a.weight"].tolist() == [6.0] * 4  # 3 + 3, not sqrt(18)

@@ -153,9 +153,9 @@ def test_wrong_combinations_are_refused(spec: str) -> None:
 
 
 def test_reading_evidence_changes_nothing() -> None:
-    weight = _random(0)
+    weight = {key: value.abs() + 0.1 for key, value in _random(0).items()}  # some evidence is positive by nature
     before = {key: value.clone() for key, value in weight.items()}
-    evidence = dict.fromkeys(("weight", "init", "grad", "grad_abs", "grad_sq", "movement"), weight)
+    evidence = dict.fromkeys((kind for name in CRITERIA for kind in evidence_needed(name)), weight)
     for name, entry in CRITERIA.items():
         if entry.level == "weight":
             score(name, evidence, LAYOUT, FILTER)

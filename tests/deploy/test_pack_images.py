@@ -143,7 +143,7 @@ def test_everything_is_fused() -> None:
     assert sum(node.activation == "relu" for node in graph.nodes) == 7
 
 
-KERNELS = {"direct", "copied", "depthwise", "ell", "csr"}
+KERNELS = {"direct", "direct-even", "copied", "copied-even", "depthwise", "ell", "csr"}
 
 
 def test_explain_says_how_each_convolution_runs() -> None:

@@ -224,3 +224,50 @@ def test_mean_activation_of_filters_and_of_a_plan() -> None:
     pruner.step()
     kept = pruner.masks.unit_masks["conv1.weight"].flatten()
     assert kept.tolist() == (slow > slow.sort().values[1]).tolist()
+
+
+class Expert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)))
+
+
+class Experts(nn.Module):
+    """Two experts by the sign of the first input; the third gets nothing."""
+
+    def __init__(self, skip: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.experts = nn.ModuleList(Expert() for _ in range(3))
+        self.skip = skip
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = self.first(x), torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows = torch.nonzero((x[:, 0] > 0).long() == number).flatten()
+            if len(rows) or not self.skip:
+                out = out.index_add(0, rows, expert(h[rows]))
+        return self.head(out)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_an_expert_without_tokens_never_fires(skip: bool) -> None:
+    net, x = Experts(skip), torch.randn(8, 4, dtype=torch.float64)
+    data = [x.abs(), x]  # at first one expert alone
+    with pytest.warns(UserWarning, match=r"no token reached 'experts\.2\.up\.weight', 'experts\.2\.down\.weight'"):
+        found = read_activations(net, data)
+    with torch.no_grad():
+        own = [net.first(rows) for batch in data for rows in (batch[batch[:, 0] <= 0],)]
+        fired = F.relu(net.experts[0].up(torch.cat(own)))
+    check_statistics(found, "experts.0.up.weight", activation_statistics([fired]))
+    assert found["activation_zeros"]["experts.2.up.weight"].tolist() == [1.0] * 6
+    for criterion in ("apoz", "mean_activation", "activation_correlation"):
+        with pytest.warns(UserWarning, match="no token reached"):
+            scores = sc.score(net, criterion, unit="filter", data=data, batches=2)
+        assert scores["experts.2.up.weight"].tolist() == [0.0] * 6
+        assert float(scores["experts.0.up.weight"].max()) > 0

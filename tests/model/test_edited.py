@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.model.edited import edit
+from secateur.model.edited import dense_values, edit
 
 
 def network() -> nn.Sequential:
@@ -34,6 +34,24 @@ def test_removed_weights_stay_zero_and_undo_restores_everything() -> None:
     sc.prune(net, 0.7)
     masks.undo()
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_what_was_removed_behind_an_edit_is_known_as_it_was_before() -> None:
+    """Also where a second edit came with the removal."""
+    for again in (False, True):
+        net = network()
+        before = state(net)
+        masks = sc.prune(net, 0.3)
+        edit(masks, NEW)
+        sc.prune(net, 0.8)
+        if again:
+            edit(masks, {"0.weight": torch.full((6, 4), 3.0)})
+        held = state(net)
+        found = dense_values(masks, ["0.weight", "3.weight"])
+        assert all(torch.equal(tensor, before[name]) for name, tensor in found.items())
+        assert all(torch.equal(tensor, held[name]) for name, tensor in net.state_dict().items())
+        masks.undo()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
 def test_what_was_trained_since_stays() -> None:

@@ -27,7 +27,7 @@ def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if core is None:
         pytest.skip("the C++ core is absent")
     if request.param == "core by addresses":  # a torch before 2.10
-        monkeypatch.setattr(room, "_EXCHANGE", None)
+        monkeypatch.setattr(room, "EXCHANGE", None)
     return request.param
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from secateur.core.units import parse_unit
 from secateur.model.evidence import Source, collect
-from secateur.model.evidence.readers import NEAR_ZERO
+from secateur.model.evidence.moments import NEAR_ZERO
 from secateur.model.targets import find_targets
 
 __all__ = ["KINDS", "activation_statistics", "check_statistics", "read_activations"]

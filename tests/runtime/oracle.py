@@ -11,7 +11,9 @@ from torch import Tensor
 from secateur.native.loading import core
 from secateur.runtime import ACTIVATIONS, LAYOUTS, Packed
 
-UNSTRUCTURED = [name for name, layout in LAYOUTS.items() if layout.kernel != "blocks"]
+FREE = [name for name, layout in LAYOUTS.items() if layout.kernel != "nm"]
+"""Layouts for any mask, or for masks of blocks. (nm has tests of its own.)"""
+UNSTRUCTURED = [name for name in FREE if LAYOUTS[name].kernel != "blocks"]
 BLOCKED = [name for name, layout in LAYOUTS.items() if layout.kernel == "blocks"]
 
 

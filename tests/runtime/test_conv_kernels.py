@@ -21,6 +21,8 @@ from tests.native.oracle import instruction_sets, needs_core
 pytestmark = needs_core
 
 KERNELS = [(layout, unit) for layout, units in LAYOUTS.items() for unit in units]
+SINGLE = [("blocks", 1), ("rows", 2), ("rows", 4), ("even", 4)]
+"""What keeps single weights."""
 PLAIN = Cut("blocks", 1, False, 16, 4, 3, 8)
 
 
@@ -88,9 +90,14 @@ def place(where: str, at: int) -> Any:
 
 
 def conv_step(
-    isa: str, work: Layer, cut: Cut, at: tuple[int, int, int], streams: tuple[Array, ...] | None = None
+    isa: str,
+    work: Layer,
+    cut: Cut,
+    at: tuple[int, int, int],
+    streams: tuple[Array, ...] | None = None,
+    past: bool = False,
 ) -> Any:
-    """The step; ``at``: of input, output and residual in the arena."""
+    """The step; ``at``: of input, output and residual in the arena; ``past``: results go past the caches."""
     found = streams or pack_conv(work.weight, work.mask, cut, work.x, work.y, work.window)
     counts, offsets, values = arrays = tuple(np.ascontiguousarray(stream) for stream in found)
     window = work.window
@@ -100,7 +107,7 @@ def conv_step(
         core.ConvCut(cut.layout, cut.unit, cut.direct, cut.lanes, cut.tile, cut.block, cut.chunk),
         address(counts), counts.size, address(offsets), offsets.size, address(values), values.size,
         place("arena", at[0]), place("arena", at[1]), None if work.residual is None else place("arena", at[2]),
-        address(work.bias), ACTIVATIONS[work.activation][0],
+        address(work.bias), ACTIVATIONS[work.activation][0], past,
     )  # fmt: skip
 
 
@@ -200,7 +207,7 @@ def test_steps(isa: str, step: int, size: tuple[int, int], padding: int) -> None
 )
 def test_groups_and_dilation(isa: str, direct: bool, channels: tuple[int, int], window: Window) -> None:
     work = layer(channels, (9, 15), window, 0.7, residual=True, activation="relu")
-    for kernel, unit in (("blocks", 1), ("rows", 2), ("rows", 4)):
+    for kernel, unit in SINGLE:
         check(isa, work, Cut(kernel, unit, direct, 16, 3, 2, 4))
 
 
@@ -217,7 +224,7 @@ def test_every_way_of_cutting_gives_the_same() -> None:
     work = layer((10, 12), (14, 28), Window(3, 3, 1, 1), 0.3, residual=True, activation="gelu")
     cuts = [
         Cut(kernel, unit, direct, lanes, tile, block, chunk)
-        for kernel, unit in (("blocks", 1), ("rows", 2), ("rows", 4))
+        for kernel, unit in SINGLE
         for direct, lanes, tile in itertools.product((True, False), (8, 16), (1, 5, 14, 64))
         for block, chunk in ((1, 4), (3, 8), (10, 12))
     ]
@@ -231,7 +238,7 @@ def test_nan_and_infinity_come_through_kept_weights_only(isa: str, direct: bool)
     work = layer((4, 6), (9, 15), Window(3, 3, 1, 1), 0.5)
     work.mask[:3, 1], work.mask[3:, 1] = False, True
     work.pixels[1, 4, 4], work.pixels[1, 0, 14], work.pixels[1, 8, 0] = np.nan, np.inf, -np.inf
-    for kernel, unit in (("blocks", 1), ("rows", 2), ("rows", 4)):
+    for kernel, unit in SINGLE:
         found, _ = run(isa, work, Cut(kernel, unit, direct, 16, 4, 3, 8))
         wanted = expected(work)
         assert np.isfinite(found[:3]).all()

@@ -56,6 +56,22 @@ def test_streams_that_lead_astray_are_refused(direct: bool, spoil: Callable[[lis
 
 
 @pytest.mark.parametrize(
+    "spoil",
+    [_change(0, 0, 20000), _change(0, 1, 8), _change(0, 1, 3), _change(0, 2, 60000), _change(1, 0, 65535)]
+    + [make(index) for make in (_cut_off, _extend) for index in range(3)],
+)
+def test_channels_in_step_that_lead_astray_are_refused(spoil: Callable[[list[Array]], None]) -> None:
+    """Of channels that are numbered, 8 is none of the chunk, and 3 stands in another group already."""
+    work = layer((5, 6), (9, 15), Window(3, 3, 1, 1), 1.0)
+    cut = replace(PLAIN, layout="even", unit=4)
+    streams = [stream.copy() for stream in pack_conv(work.weight, work.mask, cut, work.x, work.y, work.window)]
+    conv_step("portable", work, cut, (0, 0, 0), tuple(streams))
+    spoil(streams)
+    with pytest.raises(ValueError, match="convolution: "):
+        conv_step("portable", work, cut, (0, 0, 0), tuple(streams))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"y": Planes(6, 8, 15, 1)}, "sizes"),

@@ -68,6 +68,22 @@ def test_output_channels_stand_by_rising_count() -> None:
         assert (np.diff(block[:, 1].astype(int)) >= 0).all()
 
 
+def test_channels_of_like_counts_go_in_step() -> None:
+    """Few weights are left to go alone, and every weight takes six bytes."""
+    x = Planes(128, 14, 14)
+    weight, mask = weight_of((64, 128, 1, 1), 0.2)
+    cut = Cut("even", 4, True, 16, 4, 64, 64)
+    counts, offsets, values = pack_conv(weight, mask, cut, x, x, Window(1, 1))
+    assert len(offsets) == len(values) == mask.sum()
+    groups = counts.reshape(2, 16, 9).astype(int)
+    for number, block in enumerate(groups):
+        kept = mask[:, 64 * number : 64 * number + 64, 0, 0].sum(axis=1)
+        assert sorted(block[:, 1::2].reshape(-1)) == list(range(64))
+        np.testing.assert_array_equal(block[:, :1] + block[:, 2::2], kept[block[:, 1::2]])
+        assert (np.diff(block[:, 0]) >= 0).all()
+    assert 4 * groups[:, :, 0].sum() > 0.9 * mask.sum()
+
+
 def test_removed_weights_of_a_kept_block_are_packed_as_zeros() -> None:
     x = Planes(2, 4, 4)
     weight, mask = np.ones((4, 2, 1, 1), np.float32), np.zeros((4, 2, 1, 1), bool)

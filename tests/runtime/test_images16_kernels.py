@@ -55,17 +55,23 @@ def probe(isa: str, y: Planes, at: tuple[int, int]) -> tuple[Any, Planes]:
     return conv_step(isa, work, cut_of(tile=3, block=1, chunk=1), (*at, 0)), z
 
 
-def run(isa: str, images: list[Layer], cut: Cut) -> tuple[Array, Array]:
-    """Results of all images, and their sums over windows that reach into the padding."""
+def run(
+    isa: str, images: list[Layer], cut: Cut, over: bool = False, past: bool = False, threads: int = 1
+) -> tuple[Array, Array]:
+    """Results of all images, and their sums over windows that reach into the padding.
+
+    ``over``: laid over the residual; ``past``: written past the caches.
+    """
     table, work = core.table(isa), images[0]
     at = np.cumsum([0, work.x.floats, work.y.floats, work.y.floats]).tolist()
+    at[2] = at[1] if over else at[2]
     sums, z = probe(isa, work.y, (at[1], at[3]))
     inputs = [np.stack([image.pixels for image in images])]
     steps = [core.ToPlanes(table, native_planes(work.x), place("input", 0), place("arena", 0))]
     if work.residual is not None:
         inputs.append(np.stack([image.residual for image in images if image.residual is not None]))
         steps.append(core.ToPlanes(table, native_planes(work.y), place("input", 1), place("arena", at[2])))
-    steps += [conv_step(isa, work, cut, (0, at[1], at[2])), sums]
+    steps += [conv_step(isa, work, cut, (0, at[1], at[2]), past=past), sums]
     steps.append(core.FromPlanes(table, native_planes(work.y), place("arena", at[1]), place("output", 0)))
     steps.append(core.FromPlanes(table, native_planes(z), place("arena", at[3]), place("output", 1)))
     shape = (len(images), work.y.channels, work.y.height, work.y.width)
@@ -73,14 +79,16 @@ def run(isa: str, images: list[Layer], cut: Cut) -> tuple[Array, Array]:
     program = core.Program(16, at[3] + z.floats, [x[0].size for x in inputs], [y[0].size for y in outputs])
     for step in steps:
         program.add(step)
+    if threads > 1:
+        program.share(threads, "own", [1000.0] * len(steps))
     program.poison()
     program.run([x.ctypes.data for x in inputs], [y.ctypes.data for y in outputs], len(images))
     return outputs[0], outputs[1]
 
 
-def check(isa: str, work: Layer, cut: Cut, count: int = 16) -> None:
+def check(isa: str, work: Layer, cut: Cut, count: int = 16, **how: Any) -> None:
     images = images_of(side_by_side(work), count)
-    found, sums = run(isa, images, cut)
+    found, sums = run(isa, images, cut, **how)
     for image, result, around in zip(images, found, sums, strict=True):
         wanted = expected(image)
         size = float(np.abs(wanted).max(initial=1.0))
@@ -187,8 +195,8 @@ def test_what_does_not_fit_is_refused() -> None:
     work = side_by_side(layer((5, 6), (9, 15), Window(3, 3, 1, 1)))
     streams = pack_conv(work.weight, work.mask, cut_of(), work.x, work.y, work.window)
     for wrong, cut, message in [
-        (work, replace(cut_of(), direct=False), "where they are"),
-        (work, replace(cut_of(), lanes=8), "where they are"),
+        (work, replace(cut_of(), direct=False), "1 x 1"),
+        (work, replace(cut_of(), lanes=8), "16 lanes"),
         (replace(work, y=replace(work.y, lanes=1)), cut_of(), "side by side"),
         (replace(work, x=replace(work.x, pad=0)), cut_of(), "padding"),
         (replace(work, y=replace(work.y, width=14)), cut_of(), "sizes"),

@@ -15,7 +15,7 @@ from secateur.runtime.conv_layouts import beside_of
 from secateur.runtime.geometry import is_image
 from secateur.runtime.graph import KINDS, Graph, Node, reference
 from secateur.runtime.linear import ACTIVATIONS
-from secateur.runtime.lineups import lineups, turn_times
+from secateur.runtime.lineups import best_layouts, lineups, turn_times
 from secateur.runtime.paths import Costs, cheapest
 from secateur.runtime.program import Program
 from tests.native.oracle import instruction_sets, needs_core
@@ -47,27 +47,27 @@ def network() -> Graph:
     """Stem, pools, two residual blocks, a sum, three heads; four outputs, of which two are images."""
     torch.manual_seed(0)
     nodes = (
-        conv("a", "x", (3, 8, 7), 2),
+        conv("a", "x", (3, 16, 7), 2),
         window("max_pool", "p", "a", 3, 1),
-        conv("b", "p", (8, 6, 1)),
+        conv("b", "p", (16, 6, 1)),
         conv("c", "b", (6, 6, 3)),
-        conv("d", "c", (6, 8, 1), 1, "p"),
-        conv("e", "d", (8, 12, 1), 2, act=""),
-        conv("f", "d", (8, 5, 1)),
+        conv("d", "c", (6, 16, 1), 1, "p"),
+        conv("e", "d", (16, 20, 1), 2, act=""),
+        conv("f", "d", (16, 5, 1)),
         conv("g", "f", (5, 5, 3), 2, act="gelu"),
-        conv("h", "g", (5, 12, 1), 1, "e"),
+        conv("h", "g", (5, 20, 1), 1, "e"),
         Node(kind="add", output="s", inputs=("h", "e"), residual=True, activation="relu"),
         window("average_pool", "q", "s", 2, 0),
         Node(kind="mean", output="m", inputs=("s",)),
         Node(kind="flatten", output="n", inputs=("m",)),
-        Node(kind="linear", output="y", inputs=("n",), weight=torch.randn(7, 12), bias=torch.randn(7)),
+        Node(kind="linear", output="y", inputs=("n",), weight=torch.randn(7, 20), bias=torch.randn(7)),
         Node(kind="flatten", output="o", inputs=("s",)),
-        Node(kind="linear", output="z", inputs=("o",), weight=torch.randn(4, 192), bias=torch.randn(4)),
+        Node(kind="linear", output="z", inputs=("o",), weight=torch.randn(4, 320), bias=torch.randn(4)),
     )
     shapes = {
-        "x": (3, 31, 31), "a": (8, 16, 16), "p": (8, 8, 8), "b": (6, 8, 8), "c": (6, 8, 8), "d": (8, 8, 8),
-        "e": (12, 4, 4), "f": (5, 8, 8), "g": (5, 4, 4), "h": (12, 4, 4), "s": (12, 4, 4), "q": (12, 2, 2),
-        "m": (12, 1, 1), "n": (12,), "y": (7,), "o": (192,), "z": (4,),
+        "x": (3, 31, 31), "a": (16, 16, 16), "p": (16, 8, 8), "b": (6, 8, 8), "c": (6, 8, 8), "d": (16, 8, 8),
+        "e": (20, 4, 4), "f": (5, 8, 8), "g": (5, 4, 4), "h": (20, 4, 4), "s": (20, 4, 4), "q": (20, 2, 2),
+        "m": (20, 1, 1), "n": (20,), "y": (7,), "o": (320,), "z": (4,),
     }  # fmt: skip
     return Graph(nodes, shapes, ("x",), ("y", "z", "q", "d"))
 
@@ -213,6 +213,22 @@ def test_turning_is_measured_for_every_image(network: Graph) -> None:
     found = turn_times(network, 16)
     assert set(found) == {(name, way) for name in network.shapes if is_image(network, name) for way in (1, 16)}
     assert all(us > 0 for us in found.values())
+
+
+def test_layers_that_do_the_same_work_share_their_times() -> None:
+    """`b` had a busy moment with what is best for `a`, which does the same; `c` does other work, `d` has more zeros."""
+    torch.manual_seed(2)
+    nodes = [conv(y, x, (4, 4, 3 if y != "c" else 1)) for x, y in itertools.pairwise("xabcd")]
+    a, b, _, d = (node.weight for node in nodes)
+    assert a is not None and b is not None and d is not None  # noqa: PT018
+    b[:], d[:3] = a, 0
+    graph = Graph(tuple(nodes), dict.fromkeys("xabcd", (4, 6, 6)), ("x",), ("d",))
+    quiet = {"a": (2.0, 5.0), "b": (9.0, 6.0), "c": (9.0, 6.0), "d": (9.0, 6.0)}
+    names = ("direct", "copied")
+    runs = [(dict.fromkeys(quiet, layout), {n: us[i] for n, us in quiet.items()}) for i, layout in enumerate(names)]
+    layouts, times = best_layouts(graph, runs, 16)
+    assert layouts == {"a": "direct", "b": "direct", "c": "copied", "d": "copied"}
+    assert times["b"] == {"direct": 2.0, "copied": 5.0}
 
 
 def test_lineups_go_one_way_each(network: Graph) -> None:

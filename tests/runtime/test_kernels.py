@@ -10,7 +10,7 @@ import torch
 
 from secateur.runtime import ACTIVATIONS, LAYOUTS, Pieces, pack
 from tests.native.oracle import instruction_sets, needs_core
-from tests.runtime.oracle import activated, bound, handle_of, product, random_mask, run
+from tests.runtime.oracle import FREE, activated, bound, handle_of, product, random_mask, run
 
 pytestmark = needs_core
 
@@ -19,7 +19,7 @@ SHAPES = ((1, 1), (3, 17), (15, 63), (16, 64), (65, 129), (130, 33), (96, 97), (
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FREE)
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
 def test_ragged_sizes(isa: str, layout: str, density: float) -> None:
     for rows, cols in SHAPES:
@@ -34,7 +34,7 @@ def test_ragged_sizes(isa: str, layout: str, density: float) -> None:
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FREE)
 def test_many_chunks_and_k_blocks(isa: str, layout: str) -> None:
     rows, cols = 210, 300
     weight, bias, mask = torch.randn(rows, cols), torch.randn(rows), random_mask(rows, cols, 0.3, layout)
@@ -48,7 +48,7 @@ def test_many_chunks_and_k_blocks(isa: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FREE)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_removed_weights_ignore_what_kept_ones_pass_on(isa: str, layout: str, value: float) -> None:
     rows, cols = 33, 70
@@ -66,7 +66,7 @@ def test_removed_weights_ignore_what_kept_ones_pass_on(isa: str, layout: str, va
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FREE)
 def test_infinite_weights_stay_with_their_samples(isa: str, layout: str) -> None:
     """Infinity times the zeros that fill up a panel is NaN: it must not reach a sample that is there."""
     rows, cols = 20, 50
@@ -86,7 +86,7 @@ def test_infinite_weights_stay_with_their_samples(isa: str, layout: str) -> None
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FREE)
 def test_nothing_is_left_from_the_call_before(isa: str, layout: str) -> None:
     """Panels are used again: what an earlier call left there must not meet the zeros that fill up layouts."""
     weight, mask = torch.randn(37, 45), random_mask(37, 45, 0.3, layout)
@@ -101,7 +101,7 @@ def test_nothing_is_left_from_the_call_before(isa: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FREE)
 def test_denormals_are_not_flushed(isa: str, layout: str) -> None:
     weight = torch.zeros(16, 9)
     weight[:, 4] = 1e-42
@@ -129,7 +129,7 @@ def test_activations_as_torch_has_them(isa: str, layout: str, activation: str) -
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FREE)
 def test_misaligned_memory(isa: str, layout: str) -> None:
     weight, mask = torch.randn(40, 50), random_mask(40, 50, 0.3, layout)
     packed = pack(weight, mask, layout)

@@ -21,13 +21,14 @@ class Choice(str, Enum):
     units = "units"
     allocations = "allocations"
     schedules = "schedules"
+    solvers = "solvers"
 
 
 def methods(
     table: Annotated[Choice | None, typer.Argument(help="One of the tables; all of them where left out.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List criteria, units, allocations and schedules.
+    """List criteria, units, allocations, schedules and solvers.
 
     Each with its formula, what it needs, and the paper. Options go in brackets: "cubic(power=2)",
     "block(4, 1)". A pattern such as "2 of 4" is given as --unit or --within and keeps the first
@@ -63,7 +64,12 @@ def _cells(row: dict[str, Any], wide: bool) -> dict[str, str]:
 
 def _rows(choice: Choice) -> list[dict[str, Any]]:
     from secateur.core import ALLOCATIONS, CRITERIA, SCHEDULES, UNITS
+    from secateur.core.solvers import SOLVERS
 
+    if choice is Choice.solvers:
+        return [
+            {"name": name, "formula": entry.summary, "reference": entry.reference} for name, entry in SOLVERS.items()
+        ]
     if choice is Choice.units:
         pattern = {"name": "2 of 4", "formula": "keep 2 of every 4 weights along the input axis; any n of m"}
         return [*({"name": name, "formula": entry.summary} for name, entry in UNITS.items()), pattern]

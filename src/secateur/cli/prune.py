@@ -40,6 +40,16 @@ Loss: TypeAlias = Annotated[
 ]
 Batches: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Batches to read; else as the criterion says.")]
 Init: TypeAlias = Annotated[Path | None, typer.Option(help="Weights before training, for criteria that compare.")]
+Merge: TypeAlias = Annotated[
+    bool,
+    typer.Option("--merge", help="Kept units take over what is read of removed ones; cosine, srinivas_babu, channels."),
+]
+Rounds: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Decide in rounds, with new evidence in each; else as the criterion says.")
+]
+Update: TypeAlias = Annotated[
+    bool, typer.Option("--update", help="Kept weights make up for removed ones; obs, woodfisher.")
+]
 Seed: TypeAlias = Annotated[int, typer.Option(help="Of random criteria; torch gets it before the model is made.")]
 
 
@@ -59,6 +69,9 @@ def prune(
     batches: Batches = None,
     init: Init = None,
     seed: Seed = 0,
+    merge: Merge = False,
+    rounds: Rounds = None,
+    update: Update = False,
 ) -> None:
     """Make a model sparse and write it as a small file.
 
@@ -82,7 +95,9 @@ def prune(
         "exclude": exclude or None,
         "seed": seed,
     }
-    _run(model, weights, output, choices, {"data": data, "loss": loss, "batches": batches, "init": init})
+    given: dict[str, Any] = {"data": data, "loss": loss, "batches": batches, "init": init}
+    given["edits"] = {"merge": merge, "rounds": rounds, "update": update}
+    _run(model, weights, output, choices, given)
 
 
 def _run(model: str, weights: Path | None, output: Path, choices: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -110,7 +125,7 @@ def _run(model: str, weights: Path | None, output: Path, choices: dict[str, Any]
     if unit_name(plan.parsed_unit) == "channel":
         example, data = _example(data)
     choices |= {"example_inputs": example, "data": data, "loss": loss, "init": init, "batches": given["batches"]}
-    masks = run(net, **choices, undo=False)
+    masks = run(net, **choices, **given["edits"], undo=False)
     _say(masks, output, save(net, output, plan=plan))
 
 

@@ -20,7 +20,17 @@ from secateur.core.names import (
 )
 from secateur.core.pipeline import decide
 from secateur.core.schedules import SCHEDULES, resolve_schedule, update_steps
-from secateur.core.score import CriterionLike, batches_needed, criterion_spec, evidence_needed, resolve_criterion, score
+from secateur.core.score import (
+    CriterionLike,
+    batches_needed,
+    criterion_spec,
+    evidence_needed,
+    regrows,
+    resolve_criterion,
+    rounds_needed,
+    score,
+    settings_needed,
+)
 from secateur.core.select import Within, check_scores, keep_top, removed_count, select
 from secateur.core.units import UNITS, parse_unit, unit_name, unit_sizes
 
@@ -47,13 +57,16 @@ __all__ = [
     "needs",
     "parse_spec",
     "parse_unit",
+    "regrows",
     "removed_count",
     "resolve",
     "resolve_allocation",
     "resolve_criterion",
     "resolve_schedule",
+    "rounds_needed",
     "score",
     "select",
+    "settings_needed",
     "spec_of",
     "unit_name",
     "unit_sizes",

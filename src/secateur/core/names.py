@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 from secateur.types import AllocationEntry, CriterionEntry, ScheduleEntry
 
-__all__ = ["format_spec", "hyperparameters", "lookup", "needs", "parse_spec", "resolve", "spec_of"]
+__all__ = ["format_spec", "hyperparameters", "lookup", "needs", "parse_spec", "resolve", "settings_of", "spec_of"]
 
 T = TypeVar("T")
 E = TypeVar("E", CriterionEntry, AllocationEntry, ScheduleEntry)
@@ -122,6 +122,18 @@ def hyperparameters(function: Callable[..., Any]) -> tuple[str, ...]:
     """
     parameters = inspect.signature(function).parameters.values()
     return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def settings_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Values of the keyword-only parameters: what a spec bound, else the defaults.
+
+    Example:
+        >>> def cubic(progress, initial, final, *, power=3.0): ...
+        >>> settings_of(functools.partial(cubic, power=2.0))
+        {'power': 2.0}
+    """
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def lookup(kind: str, table: Mapping[str, T], name: str) -> T:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from secateur.core.combine import Combination, by_hand, merge, parse_combination
 from secateur.core.criteria import CRITERIA
-from secateur.core.names import needs, resolve, spec_of
-from secateur.core.reduce import reduce_axes
+from secateur.core.names import needs, resolve, settings_of, spec_of
 from secateur.core.select import check_scores
-from secateur.core.streamed import Pieces, Streamed, in_pieces
 from secateur.core.unit_channel import Channel, evidence_layout
-from secateur.core.units import Weight, unit_name
-from secateur.types import CriterionEntry, Evidence, Layout, Reduce, Tensors, Unit
+from secateur.core.unit_rows import ROW_KINDS, unit_rows
+from secateur.core.units import unit_name
+from secateur.types import CriterionEntry, Evidence, KeyLayout, Layout, Reduce, Tensors, Unit
 
 __all__ = [
     "CriterionLike",
     "batches_needed",
     "criterion_spec",
     "evidence_needed",
+    "regrows",
     "resolve_criterion",
+    "rounds_needed",
     "score",
-    "streamed_score",
+    "settings_needed",
 ]
 
 CriterionLike: TypeAlias = str | CriterionEntry | Combination | Callable[..., Tensor]
@@ -101,6 +104,52 @@ def batches_needed(criterion: CriterionLike) -> int:
     return max(entry.batches for entry, _ in resolved.entries)
 
 
+def rounds_needed(criterion: CriterionLike) -> int:
+    """How many rounds a criterion takes unless the user says otherwise; the most of a combination's parts.
+
+    Example:
+        >>> rounds_needed("snip"), rounds_needed("synflow")
+        (1, 100)
+    """
+    return max(entry.rounds for entry in _rows(criterion))
+
+
+def regrows(criterion: CriterionLike) -> bool:
+    """Whether what a round removed competes again in the next; a combination, if all of its parts say so.
+
+    Example:
+        >>> regrows("iter_snip"), regrows("force")
+        (False, True)
+    """
+    return all(entry.regrow for entry in _rows(criterion))
+
+
+def settings_needed(criterion: CriterionLike) -> dict[str, Any]:
+    """The hyper-parameters of a criterion, which those that collect its evidence see too.
+
+    Raises:
+        ValueError: where parts of a combination give one name two values.
+
+    Example:
+        >>> settings_needed("grasp(temperature=100.0)")
+        {'temperature': 100.0}
+    """
+    found: dict[str, Any] = {}
+    for entry in _rows(criterion):
+        for name, value in settings_of(entry.function).items():
+            if found.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{name}={found[name]!r} and {name}={value!r} in one combination: evidence is collected once, so "
+                    "give all parts the same value"
+                )
+    return found
+
+
+def _rows(criterion: CriterionLike) -> tuple[CriterionEntry, ...]:
+    resolved = resolve_criterion(criterion)
+    return (resolved,) if isinstance(resolved, CriterionEntry) else tuple(entry for entry, _ in resolved.entries)
+
+
 def score(
     criterion: CriterionLike, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None = None
 ) -> dict[str, Tensor]:
@@ -109,7 +158,8 @@ def score(
     ``s_u = reduce_{i in u} criterion(evidence)_i`` for a criterion of level "weight"; at level "unit" the criterion's
     own score, whose evidence was collected per unit. Of a channel that several layers make, the scores of level
     "weight" are reduced over the weights of all of them, and those of level "unit" add up: so do the changes of the
-    loss that they stand for (Molchanov et al. 2019, arXiv 1906.10771).
+    loss that they stand for (Molchanov et al. 2019, arXiv 1906.10771). Criteria of level "unit" that read weights get
+    all weights of a unit as one row instead (see ``unit_rows``).
 
     Args:
         criterion: what ``resolve_criterion`` takes.
@@ -150,36 +200,6 @@ def score(
     return scores
 
 
-def streamed_score(
-    criterion: CriterionLike, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None = None
-) -> Tensors:
-    """As ``score``; what an elementwise criterion gives to single weights is made when it is read, and not before.
-
-    Returns:
-        Parameter or group -> scores.
-    """
-    entry = resolve_criterion(criterion)
-    if not (isinstance(entry, CriterionEntry) and entry.elementwise and unit == Weight()):
-        return score(criterion, evidence, layout, unit, reduce)
-    names = needs(entry.function)
-    for key in layout:
-        for name in names:
-            if tuple(_read(entry, evidence, name, key).shape) != unit.grid(layout[key]):
-                return score(criterion, evidence, layout, unit, reduce)  # which says what is wrong
-
-    def passes(key: str) -> Pieces:
-        def start() -> Iterator[Tensor]:
-            flat = [evidence[name][key].flatten() for name in names]
-            for pieces in zip(*map(in_pieces, flat), strict=True):
-                yield reduce_axes(entry.function(*pieces), (), entry.reduce if reduce is None else reduce)
-
-        return start
-
-    made = Streamed({key: unit.grid(one) for key, one in layout.items()}, {key: passes(key) for key in layout})
-    check_scores(made)
-    return made
-
-
 def _score_entry(
     entry: CriterionEntry, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None
 ) -> dict[str, Tensor]:
@@ -190,14 +210,15 @@ def _score_entry(
         if isinstance(unit, Channel):
             raw = {key: _run(entry, evidence, key, one.shape, "weight") for key, one in parameters.items()}
             return unit.pool(raw, layout, how)
-        pooled: dict[str, Tensor] = {}
-        for key, one in parameters.items():  # the scores of one parameter at a time
-            pooled |= unit.pool({key: _run(entry, evidence, key, one.shape, "weight")}, layout, how)
-        return pooled
-    if isinstance(unit, Channel) and entry.units is not None:  # one score per output of a producer
+        run = partial(_run, entry, evidence)  # the scores of one parameter at a time
+        return {k: unit.pool({k: run(k, one.shape, "weight")}, layout, how)[k] for k, one in parameters.items()}
+    if _reads_rows(entry):
+        return {key: _run_rows(entry, evidence, key, one, unit) for key, one in layout.items()}
+    # Evidence that filters have too is one number per output of a producer; the rest is collected per coupled unit.
+    if isinstance(unit, Channel) and entry.units is not None and "filter" in entry.units:
         named = [_kind(entry, evidence, name) for name in needs(entry.function)]
         known = dict.fromkeys(member.name for key in layout.values() for member in key.members if member.part == "out")
-        outputs = {key: (named[0][key].numel(),) for key in known if all(key in tensors for tensors in named)}
+        outputs = {key: (named[0][key].shape[0],) for key in known if all(key in tensors for tensors in named)}
         raw = {key: _run(entry, evidence, key, shape, "output") for key, shape in outputs.items()}
         return unit.add_up(raw, layout, entry.reduce)
     return {key: _run(entry, evidence, key, unit.grid(one), unit_name(unit)) for key, one in layout.items()}
@@ -209,6 +230,38 @@ def _run(entry: CriterionEntry, evidence: Evidence, key: str, shape: tuple[int, 
         raise ValueError(
             f"criterion {_name(entry)!r} gave scores of shape {tuple(made.shape)} for {key!r}, but {shape} is "
             f"needed: one per {what}"
+        )
+    return made
+
+
+def _reads_rows(entry: CriterionEntry) -> bool:
+    """Whether a criterion of whole units looks at their weights, a row each."""
+    names = needs(entry.function)
+    rows = [name for name in names if name in ROW_KINDS]
+    if entry.units is None or not rows:
+        return False
+    if len(rows) < len(names):
+        others = [name for name in names if name not in ROW_KINDS]
+        raise ValueError(
+            f"criterion {_name(entry)!r} of level 'unit' reads {', '.join(rows)}, a row per unit, and "
+            f"{', '.join(others)}, a number per output of a layer; make two criteria of it and combine them"
+        )
+    return True
+
+
+def _run_rows(entry: CriterionEntry, evidence: Evidence, key: str, one: KeyLayout, unit: Unit) -> Tensor:
+    rows = {name: unit_rows(name, _kind(entry, evidence, name), key, one, unit) for name in needs(entry.function)}
+    for name, found in rows.items():
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError(
+                f"evidence {name!r} of {key!r} holds NaN or infinite values, so {_name(entry)!r} cannot compare its "
+                f"units; look for overflow in training, or leave it out with exclude=[{key!r}]"
+            )
+    made, shape = entry.function(*rows.values()), unit.grid(one)
+    if tuple(made.shape) != shape:
+        raise ValueError(
+            f"criterion {_name(entry)!r} gave scores of shape {tuple(made.shape)} for {key!r}, but {shape} is "
+            f"needed: one per {unit_name(unit)}"
         )
     return made
 

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-__all__ = ["split", "unique"]
+__all__ = ["cholesky", "split", "unique"]
 
 
 def split(flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
@@ -21,3 +21,10 @@ def unique(flat: Tensor) -> tuple[Tensor, Tensor]:
     found = torch.unique(flat, return_inverse=True, return_counts=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     _, place, counts = cast("tuple[Tensor, Tensor, Tensor]", found)
     return place, counts
+
+
+def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
+    """The lower factor, and whether the matrix was not positive definite."""
+    found = torch.linalg.cholesky_ex(matrix)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    factor, info = cast("tuple[Tensor, Tensor]", found)
+    return factor, bool(info)

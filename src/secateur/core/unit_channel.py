@@ -17,7 +17,7 @@ from secateur.core.canonical import wide
 from secateur.core.reduce import check_shapes, known_reduce
 from secateur.types import KeyLayout, Layout, Member, Reduce, Tensors, Unit
 
-__all__ = ["Channel", "evidence_layout", "parameter_layout", "producer_shape", "touching"]
+__all__ = ["Channel", "evidence_layout", "owned_rows", "parameter_layout", "producer_shape", "touching"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ def _pool(scores: Tensors, group: str, key: KeyLayout, members: tuple[Member, ..
         total = total - torch.inf
     counts = torch.zeros(key.shape, dtype=torch.float64)
     for member in members:
-        rows, owner = _rows(scores[member.name], member)
+        rows, owner = owned_rows(scores[member.name], member)
         values = _SUMS[along](wide(rows)).cpu()
         counts.index_add_(0, owner, torch.full(owner.shape, rows.shape[1], dtype=torch.float64))
         if along == "max":
@@ -263,7 +263,7 @@ def _any_kept(masks: Tensors, group: str, key: KeyLayout) -> Tensor:
         raise ValueError(f"group {group!r}: there is no mask of any of its {len(key.members)} members")
     kept = torch.zeros(key.shape, dtype=torch.int64)
     for member in members:
-        rows, owner = _rows(masks[member.name], member)
+        rows, owner = owned_rows(masks[member.name], member)
         kept.index_add_(0, owner, rows.any(1).to(torch.int64).cpu())
     return (kept > 0).to(masks[members[0].name].device)
 
@@ -276,7 +276,7 @@ def _add_up(outputs: Tensors, group: str, key: KeyLayout, reduce: Reduce) -> Ten
         score, positions = outputs[member.name], len(member.owner)
         if score.dim() != 1 or score.numel() % positions:
             raise ValueError(f"{member.name!r} has {positions} outputs, its scores have shape {tuple(score.shape)}")
-        rows, owner = _rows(wide(score).view(-1, positions).T, member, dim=0)
+        rows, owner = owned_rows(wide(score).view(-1, positions).T, member, dim=0)
         total.index_add_(0, owner, rows.sum(1, dtype=torch.float64).cpu())
         seen.index_add_(0, owner, torch.full_like(owner, rows.shape[1]))
     if bool((seen == 0).any()):
@@ -286,7 +286,7 @@ def _add_up(outputs: Tensors, group: str, key: KeyLayout, reduce: Reduce) -> Ten
     return total.to(outputs[producers[0].name].device, torch.float64 if double else torch.float32)
 
 
-def _rows(tensor: Tensor, member: Member, dim: int | None = None) -> tuple[Tensor, Tensor]:
+def owned_rows(tensor: Tensor, member: Member, dim: int | None = None) -> tuple[Tensor, Tensor]:
     """The owned positions of a member as rows [positions, elements], and the unit of each [positions], on the CPU."""
     rows = tensor.movedim(member.dim if dim is None else dim, 0).flatten(1) if tensor.dim() > 1 else tensor[:, None]
     owner = torch.tensor(member.owner)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from secateur.core import CriterionLike, evidence_needed, parse_unit, resolve_criterion
+from secateur.core import CriterionLike, evidence_needed, parse_unit, resolve_criterion, settings_needed
 from secateur.core import score as score_units
 from secateur.model.evidence import Source, collect
 from secateur.model.graph.group import Group
@@ -62,7 +62,7 @@ class Wish:
             for name, group in groups.items()
         }
         entry = resolve_criterion(self.criterion)
-        evidence = collect(root, evidence_needed(entry), layout, unit, self.source)
+        evidence = collect(root, evidence_needed(entry), layout, unit, self.source, settings_needed(entry))
         return {name: one.double().cpu() for name, one in score_units(entry, evidence, layout, unit).items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -14,7 +14,7 @@ from secateur.model.sharding import is_sharded
 if TYPE_CHECKING:
     from secateur.model.masks import Masks
 
-__all__ = ["EditedValues", "edit"]
+__all__ = ["EditedValues", "dense_values", "edit"]
 
 
 @final
@@ -27,10 +27,24 @@ class EditedValues:
     def __len__(self) -> int:
         return len(self._values)
 
-    def keep(self, name: str, before: Tensor, after: Tensor) -> None:
-        """Remember an edit."""
-        first = self._values[name][0] if name in self._values else before.detach().clone()
-        self._values[name] = first, after.detach().clone()
+    def names(self) -> tuple[str, ...]:
+        """What was edited."""
+        return tuple(self._values)
+
+    def keep(self, name: str, before: Tensor, after: Tensor, kept: Tensor | None = None) -> None:
+        """Remember an edit; where masks removed a weight since the last one, that one's value is what they hide."""
+        if name not in self._values:
+            self._values[name] = before.detach().clone(), after.detach().clone()
+            return
+        first, last = self._values[name]
+        self._values[name] = first, after.detach().clone() if kept is None else torch.where(kept, after.detach(), last)
+
+    def original(self, name: str, tensor: Tensor) -> Tensor:
+        """The values before the first edit, where they were not trained since."""
+        if name not in self._values:
+            return tensor.detach().clone()
+        before, after = self._values[name]
+        return torch.where(tensor == after.to(tensor), before.to(tensor), tensor).detach()
 
     def put_back(self, root: nn.Module) -> None:
         """Restore what still is as the last edit left it; what was trained since stays."""
@@ -51,6 +65,37 @@ class EditedValues:
         made = cls()
         made._values = {name: (before.clone(), after.clone()) for name, (before, after) in state.items()}
         return made
+
+
+@torch.no_grad()
+def dense_values(masks: Masks, names: Iterable[str]) -> dict[str, Tensor]:
+    """What masked parameters were before they were pruned and edited; what was trained since counts as it is.
+
+    Args:
+        masks: of the model, which is left as it is.
+        names: parameters.
+
+    Returns:
+        Name -> a tensor of its own.
+
+    Raises:
+        ValueError: if the removed values were given up.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 3.0]]))
+        >>> dense_values(sc.prune(net, sparsity=0.5), ["weight"])["weight"].tolist()
+        [[1.0, 3.0]]
+    """
+    tensors, edited = tensor_names(masks.model), masks.edited
+    if edited is None:
+        raise ValueError("the removed values are gone (commit() was called, or undo=False): give dense=, a state dict")
+    masks.restore_values()
+    try:
+        return {name: edited.original(name, tensors[name]) for name in names}  # also of what went behind an edit
+    finally:
+        masks.apply()
 
 
 @torch.no_grad()
@@ -95,8 +140,9 @@ def edit(masks: Masks, values: Mapping[str, Tensor]) -> None:
             raise ValueError(f"the new values of {name!r} are not finite; nothing was changed")
     for name, tensor in targets.items():
         new = values[name].to(tensor)
-        if name in masks:
-            new = torch.where(masks[name].to(tensor.device), new, torch.zeros((), dtype=new.dtype, device=new.device))
+        kept = masks[name].to(tensor.device) if name in masks else None
+        if kept is not None:
+            new = torch.where(kept, new, torch.zeros((), dtype=new.dtype, device=new.device))
         if masks.edited is not None:
-            masks.edited.keep(name, tensor, new)
+            masks.edited.keep(name, tensor, new, kept)
         tensor.detach().copy_(new)

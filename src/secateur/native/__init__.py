@@ -18,6 +18,19 @@ from secateur.native.bits import count_bits, pack_bits, unpack_bits
 from secateur.native.groups import nm_select
 from secateur.native.loading import available, isa
 from secateur.native.mask_set import MaskSet
+from secateur.native.solve import eliminate_columns, elimination_order, refit_rows
 from secateur.native.threads import usable_threads
 
-__all__ = ["MaskSet", "available", "count_bits", "isa", "nm_select", "pack_bits", "unpack_bits", "usable_threads"]
+__all__ = [
+    "MaskSet",
+    "available",
+    "count_bits",
+    "eliminate_columns",
+    "elimination_order",
+    "isa",
+    "nm_select",
+    "pack_bits",
+    "refit_rows",
+    "unpack_bits",
+    "usable_threads",
+]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from secateur.native.bits import check_bits, unpack_bits
+from secateur.native.gates import EXCHANGE
 from secateur.native.loading import PLAIN, core, never_traced
 
 __all__ = ["MaskSet"]
@@ -17,15 +18,6 @@ __all__ = ["MaskSet"]
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _Rest: TypeAlias = list[tuple[int, Tensor]]
 """What the core cannot take, with its place."""
-
-
-def _exchange() -> Any:
-    """Torch's table for reading tensors from C (torch 2.10 and later), or None."""
-    found = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    return found if core is not None and found is not None and core.readable(found) else None
-
-
-_EXCHANGE = _exchange()
 
 
 @final
@@ -92,10 +84,10 @@ class MaskSet:
         if self._table is None:
             rest = [(index, tensor) for index, tensor in enumerate(tensors) if tensor is not None]
             self._check_all(rest)
-        elif core is None or _EXCHANGE is None:
+        elif core is None or EXCHANGE is None:
             rest = self._apply_addresses(tensors)
         else:
-            rest = core.apply_masks(self._table, list(tensors), _EXCHANGE, PLAIN, self._check_all, increment_version)
+            rest = core.apply_masks(self._table, list(tensors), EXCHANGE, PLAIN, self._check_all, increment_version)
         if rest:
             self._apply_rest(rest)
 

@@ -222,9 +222,8 @@ class Build:
 
     def layer_norm(self, node: Node) -> None:
         """Over the features of a panel."""
-        x, y = self.read(node.inputs[0]), self.make(node.output)
         scale, shift = _own(node.scale), _own(node.bias)
-        place = self.graph.floats(node.output), self.lanes, x, y
+        place = self.graph.floats(node.output), self.lanes, self.read(node.inputs[0]), self.make(node.output)
         self.step(node.output, core.LayerNorm(self.table, *place, _address(scale), _address(shift), node.eps))
 
     def flatten(self, node: Node) -> None:
@@ -246,6 +245,8 @@ class Build:
         beside = self._beside[node.output]
         source = self.read(node.inputs[0], beside)
         residual = self.read(node.inputs[1], beside) if node.residual else None
+        if node.residual and beside > 1 and self._left[node.inputs[1]] == 1:
+            self._at[node.output, beside] = self._at.pop((node.inputs[1], beside))  # over what nobody reads again
         ends = source, self.make(node.output), residual
         self.step(node.output, packed.step(self.table, *ends, _own(node.bias), _activation(node)))
 
@@ -255,10 +256,9 @@ class Build:
         average = core.Pooling.average if node.count_padding else core.Pooling.average_pixels
         kind = core.Pooling.maximum if node.kind == "max_pool" else average
         beside = self._beside[y]
-        source, target = self.read(x, beside), self.make(y)
+        ends = self.read(x, beside), self.make(y)
         geometry = native_planes(self.planes[beside][x]), native_planes(self.planes[beside][y])
-        step = core.Pool(self.table, kind, *geometry, node.kernel[0], node.stride[0], node.padding[0], source, target)
-        self.step(y, step)
+        self.step(y, core.Pool(self.table, kind, *geometry, node.kernel[0], node.stride[0], node.padding[0], *ends))
 
     def mean(self, node: Node) -> None:
         """Over all pixels of a plane, to a panel."""

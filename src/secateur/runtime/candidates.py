@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from secateur.runtime.nm import kept_of_window
 from secateur.runtime.pairs import word_mask
 from secateur.runtime.quads import LONGEST
 
@@ -18,7 +19,7 @@ def pattern_of(weight: Tensor) -> str:
 
     Returns:
         ``dense``, ``blocks 16x1`` (8x1, 4x1: so many outputs by one input), ``blocks 1x4`` (1x2: of one output by
-        so many inputs), ``2:4`` (1:4, 4:8, 2:8: along the inputs) or ``unstructured``.
+        so many inputs), ``2:4`` (1:4, 1:8, 2:8, 4:8, 1:16, ..., 8:16: along the inputs) or ``unstructured``.
 
     Example:
         >>> import torch
@@ -34,7 +35,7 @@ def pattern_of(weight: Tensor) -> str:
         if kept.shape[1] % inputs == 0 and torch.equal(word_mask(kept, inputs).repeat_interleave(inputs, 1), kept):
             return f"blocks 1x{inputs}"
     density = int(kept.count_nonzero()) / max(kept.numel(), 1)
-    for n, m in ((1, 4), (2, 4), (2, 8), (4, 8)):
+    for n, m in ((1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (1, 16), (2, 16), (4, 16), (8, 16)):
         likely = kept.shape[1] % m == 0 and 0.97 * n <= density * m <= n
         counts = kept.view(-1, m).sum(1) if likely else None
         if counts is not None and int(counts.max()) == n and float(counts.float().mean()) > 0.98 * n:
@@ -73,8 +74,11 @@ def candidates(weight: Tensor, lanes: int, dtype: torch.dtype = torch.float32) -
     whole = density < 1 and blocks_fit(kept, _UNITS[-1])  # larger blocks are made of these
     found = [f"block{unit}" for unit in _UNITS if whole and blocks_fit(kept, unit)]
     if lanes == 1:
-        found += ["ell"] if 0.01 < density < 0.7 else []
-        found += ["csr"] if density < 0.15 else []
+        found += ["nm"] if kept_of_window(kept) is not None else []
+        # Where weights are rare ell has more bytes than 1.5 times those of its values and an index.
+        found += ["ell"] if 0.085 < density < 0.7 else []
+        found += ["ell-twin"] if 0.005 < density < 0.12 else []
+        found += ["csr"] if density < 0.02 else []
     else:
         found += ["rows"] if 0.1 < density < 0.8 else []
         found += ["even"] if density < 0.4 else []
@@ -91,12 +95,13 @@ def _in_words(weight: Tensor, lanes: int, inputs: int) -> list[str]:
     density = float(kept.float().mean()) if kept.numel() else 0.0
     name, end = {2: ("pairs", "bf16"), 4: ("quads", "int8")}[inputs]
     if lanes == 1:
-        found = [f"{name}-ell-{end}"] if 0.01 < density < 0.85 else []
-        found += [f"{name}-csr-{end}"] if density < 0.15 else []
+        found = [f"{name}-ell-{end}"] if 0.085 < density < 0.85 else []
+        found += [f"{name}-ell-twin-{end}"] if 0.005 < density < 0.12 else []
+        found += [f"{name}-csr-{end}"] if density < 0.02 else []
     else:
         found = [f"{name}-rows-{end}"] if 0.1 < density < 0.85 else []
         found += [f"{name}-{end}"] if density < 0.5 else []
-        found += [f"{name}-wide-{end}"] if density < (0.5 if lanes <= 32 else 0.08) else []
+        found += [f"{name}-wide-{end}"] if density < (0.5 if lanes <= 32 else 0.12) else []
         found += [f"{name}-csr-{end}"] if density < 0.08 else []
     return found if density < 0.4 and found else [*found, f"dense-{end}"]
 

@@ -49,6 +49,7 @@ _DENSE = {
 _ROUNDS = 7
 _TRIES = 3  # runs in a round; the fastest counts
 _SLOW, _FEW = 50_000.0, 3  # microseconds of a program that is timed in fewer rounds, without a second run in each
+_LOST = 1.5  # slow calls that took so much longer than the fastest twice are not called again
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +188,14 @@ def choose(
     )
     program = Program(graph, {name: packed[name, layout] for name, layout in best.items()}, lanes)
     final = _step_times([program], inputs, tries=1)[0]
-    dense = _dense_times(graph, inputs)
+    rounds: list[dict[str, float]] = []
+    # Slow networks run in torch as seldom as can be: the runs that say how long all of it takes tell the layers apart.
+    slow = sum(final.values()) > _SLOW
+    torch_run = (lambda: rounds.append(_dense_round(graph, inputs))) if slow else partial(reference, graph, inputs)
     shared = [] if threads == 1 else _shared(graph, best, lanes, threads, inputs)
     runs = [("one", program), *shared]
-    *us, dense_us = interleaved([*(partial(run.run, inputs) for _, run in runs), lambda: reference(graph, inputs)])
-    fastest = us.index(min(us))
+    *us, dense_us = interleaved([*(partial(run.run, inputs) for _, run in runs), torch_run])
+    fastest, dense = us.index(min(us)), _dense_times(graph, inputs, rounds)
     layers = tuple(
         LayerTime(node.name, best[name], final[name], dense[name], by_layer[name], packed[name, best[name]].nbytes)
         for name, node in weighted.items()
@@ -223,9 +227,11 @@ def share(graph: Graph, packed: Weights, lanes: int, threads: int, backend: str,
 def _step_times(programs: list[Program], inputs: list[Tensor], tries: int | None = None) -> list[dict[str, float]]:
     """Of every program, step -> microseconds: the median over rounds in which they take turns; of few the least."""
     tries, rounds, usual = _TRIES if tries is None else tries, _ROUNDS, median
-    if sum(us for program in programs for _, us in program.time(inputs)) > _SLOW * len(programs):
-        tries, rounds, usual = 1, _FEW, min  # of so few a busy moment would be the median
-    found: list[list[list[float]]] = [[] for _ in programs]
+    found = [[[us for _, us in program.time(inputs)]] for program in programs]
+    if sum(sum(times) for (times,) in found) > _SLOW * len(programs):
+        tries, rounds, usual = 1, _FEW - 1, min  # of so few a busy moment would be the median; the first counts, too
+    else:
+        found = [[] for _ in programs]
     for _ in range(rounds):
         for i, program in enumerate(programs):
             runs = [[us for _, us in program.time(inputs)] for _ in range(tries)]
@@ -240,32 +246,42 @@ def _step_times(programs: list[Program], inputs: list[Tensor], tries: int | None
     return times
 
 
-def _dense_times(graph: Graph, inputs: list[Tensor]) -> dict[str, float]:
-    """Output of a layer -> microseconds in torch, in its place among the others."""
-    rounds: list[dict[str, float]] = []
-    for _ in range(_ROUNDS):
-        times: dict[str, float] = {}
-        reference(graph, inputs, times)
-        rounds.append(times)
-        if len(rounds) == _FEW and sum(times.values()) > _SLOW:
-            break
-    return {name: median(times[name] for times in rounds) for name in rounds[0]}
+def _dense_times(graph: Graph, inputs: list[Tensor], known: list[dict[str, float]]) -> dict[str, float]:
+    """Output of a layer -> microseconds in torch, in its place: of the known rounds, or of new ones."""
+    rounds, usual = (known, min) if known else ([_dense_round(graph, inputs) for _ in range(_ROUNDS)], median)
+    return {name: usual([times[name] for times in rounds]) for name in rounds[0]}
+
+
+def _dense_round(graph: Graph, inputs: list[Tensor]) -> dict[str, float]:
+    times: dict[str, float] = {}
+    reference(graph, inputs, times)
+    return times
 
 
 def interleaved(calls: list[Callable[[], object]], seconds: float = 0.5) -> list[float]:
-    """Microseconds of each call: the median over rounds in which they take turns, in blocks of about a millisecond."""
-    repeats: list[int] = []
-    for call in calls:
-        call()
-        begin = time.perf_counter()
-        call()
-        repeats.append(max(1, min(1000, int(1e-3 / max(time.perf_counter() - begin, 1e-7)))))
-    found: list[list[float]] = [[] for _ in calls]
+    """Microseconds of each call, in rounds in which they take turns, in blocks of about a millisecond.
+
+    The median; of slow calls the least of two to five: those that lose clearly are not called again.
+    """
+    found = [[_seconds(call), _seconds(call)] for call in calls]
+    if sum(map(min, found)) * 1e6 > _SLOW * len(calls):
+        for _ in range(_FEW):
+            best = min(map(min, found))
+            close = [i for i, times in enumerate(found) if min(times) < _LOST * best]
+            for i in close if len(close) > 1 else ():
+                found[i].append(_seconds(calls[i]))
+        return [1e6 * min(times) for times in found]
+    repeats = [max(1, min(1000, int(1e-3 / max(times[1], 1e-7)))) for times in found]
+    found = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while len(found[0]) < 5 or (time.perf_counter() < end and len(found[0]) < 51):
         for i, call in enumerate(calls):
-            begin = time.perf_counter()
-            for _ in range(repeats[i]):
-                call()
-            found[i].append((time.perf_counter() - begin) / repeats[i])
+            found[i].append(_seconds(call, repeats[i]))
     return [1e6 * median(times) for times in found]
+
+
+def _seconds(call: Callable[[], object], repeats: int = 1) -> float:
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) / repeats

@@ -9,11 +9,14 @@ __all__ = ["conv_candidates", "image_candidates", "runs_direct"]
 _DIRECT = 13_000  # floats of pixels that a block of channels may take: 1x1 reads them once per chunk, in order
 _TAPS = 8_000  # the same where several taps read them
 _COPIED = 9_000
+_STEPS, _ALIKE = 4, 8_192  # of channels in step: vectors of a tile; floats of pixels of a block
+_CHANNELS = 32  # of a block where several taps read copied pixels
 _SPARSE = 0.07  # at lower densities blocks are larger: a row should keep 15 weights and more in a block
 _REACH = 65_535  # offsets have 16 bits
 _LONGEST = 14  # vectors that registers hold
 _BESIDE = 44 * 256  # floats of 16 images that a block of channels may take where several taps read them
 _BESIDE_ONE = 72 * 256  # and with one tap
+_PAYING = 16  # output channels that pay for copying the pixels of 16 images
 _WIDE = {1: 8, 2: 8, 4: 6}  # pixels of 16 images that a group of so many output channels takes at once
 
 
@@ -43,7 +46,7 @@ def conv_candidates(x: Planes, y: Planes, window: Window, density: float, thread
     Example:
         >>> x = Planes(256, 14, 14, pad=1)
         >>> [(cut.layout, cut.unit, cut.direct) for cut in conv_candidates(x, x, Window(3, 3, padding=1), 0.1)]
-        [('blocks', 1, False), ('rows', 4, False), ('blocks', 1, True)]
+        [('blocks', 1, False), ('rows', 4, False), ('blocks', 1, True), ('even', 4, False)]
     """
     if not 0 <= density <= 1 or threads < 1:
         raise ValueError(f"density={density}, threads={threads}: expected a share from 0 to 1 and at least one thread")
@@ -62,7 +65,25 @@ def conv_candidates(x: Planes, y: Planes, window: Window, density: float, thread
             chunk = min(-(-chunk // unit) * unit, 32768)
             lanes, tile, block = (_direct if direct else _copied)(x, y, window, density, unit)
             cuts.append(Cut(layout, unit, direct, lanes, tile, block, chunk))
-    return cuts[:3] if len(cuts) > 3 else cuts
+    return _with_even(cuts[:3], x, y, window, density, threads)
+
+
+def _with_even(cuts: list[Cut], x: Planes, y: Planes, window: Window, density: float, threads: int) -> list[Cut]:
+    """Four channels in step are likeliest with one tap; several pay where pixels are copied."""
+    outputs, inputs, direct = y.channels // window.groups, x.channels // window.groups, cuts[0].direct
+    one = window.height * window.width == 1
+    if density == 1 or outputs < 4 or (not one and (direct or density < _SPARSE or cuts[0].lanes == 8)):
+        return cuts
+    block = _ALIKE // (16 * _STEPS) * (2 if density < _SPARSE else 1) if one else _CHANNELS
+    if direct:
+        most = _REACH // (x.stride >> 4) + 1
+    else:
+        most = _REACH * 8 // _copied_floats(y, window, min(_STEPS, y.height), cuts[0].lanes)
+    chunk = -(-outputs // threads)
+    tile = _STEPS if direct else min(_STEPS, y.height)
+    lanes = 16 if direct else cuts[0].lanes
+    even = Cut("even", 4, direct, lanes, tile, _even(inputs, min(block, most)), min(-(-chunk // 4) * 4, 32768))
+    return [even, *cuts] if one else [*cuts, even]
 
 
 def image_candidates(x: Planes, y: Planes, window: Window, density: float, threads: int = 1) -> list[Cut]:
@@ -74,24 +95,40 @@ def image_candidates(x: Planes, y: Planes, window: Window, density: float, threa
         [('blocks', 1, 7), ('rows', 4, 5)]
     """
     outputs = y.channels // window.groups
+    copied = window.height * window.width == 1 and outputs >= _PAYING
     if density == 1 and outputs >= 2:
         units = [("blocks", 4 if outputs > 2 else 2)]
-    elif outputs == 1 or density < _SPARSE:
+    elif outputs == 1 or (density < _SPARSE and not copied):
         units = [("blocks", 1)]
     else:
         units = [("blocks", 1), ("rows", 4 if outputs > 2 else 2)]
+        units = units[::-1] if copied else units
     cuts: list[Cut] = []
     for layout, unit in units:
-        tile = _even(y.width, _WIDE[unit]) if window.step <= 2 else 1
-        pixels = (tile - 1) * window.step + window.dilation * (window.width - 1) + 1
-        taps = window.height * window.width
-        block = (_BESIDE // (window.height * pixels * 16)) if taps > 1 else _BESIDE_ONE // (tile * 16)
-        block = 2 * block if density < _SPARSE else block
-        far = window.dilation * ((window.height - 1) * x.row + (window.width - 1) * 16) >> 4
-        block = _even(x.channels // window.groups, min(block, (_REACH - far) // (x.stride >> 4) + 1))
-        chunk = -(-outputs // threads)
-        cuts.append(Cut(layout, unit, True, 16, tile, block, min(-(-chunk // unit) * unit, 32768)))
+        tile, block = (_neighbours if copied else _where_they_are)(x, y, window, density, unit)
+        chunk = outputs if copied else -(-outputs // threads)  # threads share the tiles of what is copied
+        cuts.append(Cut(layout, unit, not copied, 16, tile, block, min(-(-chunk // unit) * unit, 32768)))
     return cuts
+
+
+def _where_they_are(x: Planes, y: Planes, window: Window, density: float, unit: int) -> tuple[int, int]:
+    """Tile and block of 16 images side by side."""
+    tile = _even(y.width, _WIDE[unit]) if window.step <= 2 else 1
+    pixels = (tile - 1) * window.step + window.dilation * (window.width - 1) + 1
+    taps = window.height * window.width
+    block = (_BESIDE // (window.height * pixels * 16)) if taps > 1 else _BESIDE_ONE // (tile * 16)
+    block = 2 * block if density < _SPARSE else block
+    far = window.dilation * ((window.height - 1) * x.row + (window.width - 1) * 16) >> 4
+    return tile, _even(x.channels // window.groups, min(block, (_REACH - far) // (x.stride >> 4) + 1))
+
+
+def _neighbours(x: Planes, y: Planes, window: Window, density: float, unit: int) -> tuple[int, int]:
+    """The same where the pixels of a tile are copied: fewer of them the more channels there are."""
+    inputs = x.channels // window.groups
+    if density == 1:
+        return _WIDE[4], _even(inputs, 192)
+    tile, block = (8 if inputs <= 128 else 5, 160) if unit == 1 else (min(6, max(3, 640 // inputs)), 256)
+    return tile, _even(inputs, 2 * block if density < _SPARSE else block)
 
 
 def _ways(x: Planes, y: Planes, window: Window) -> list[bool]:

@@ -10,8 +10,9 @@ from secateur.runtime.columns import Array
 
 __all__ = ["LAYOUTS", "Cut", "Planes", "Window"]
 
-LAYOUTS = {"blocks": (1, 2, 4), "rows": (2, 4)}
-"""Layout -> units: how many output channels a group has. ``blocks`` of unit 1 are single weights."""
+LAYOUTS = {"blocks": (1, 2, 4), "rows": (2, 4), "even": (4,)}
+"""Layout -> units: how many output channels a group has. ``blocks`` of unit 1 are single weights; the channels of a
+group of ``even`` are not neighbours, but keep like numbers of weights."""
 
 _VECTOR = 16
 _LANES = (8, 16)
@@ -98,9 +99,10 @@ class Cut:
         layout: a key of ``LAYOUTS``.
         unit: output channels of a group.
         direct: pixels are read where they are; needs 16 images side by side, or step 1 and equal rows of input and
-            output. Else what a tile needs is first copied to where all taps are aligned.
+            output. Else what a tile needs is first copied to where all taps are aligned; of 16 images side by side,
+            for a kernel of 1 x 1 alone, to where the pixels of all channels are neighbours.
         lanes: 8 or 16 floats in a vector.
-        tile: rows of output pixels; where direct, vectors.
+        tile: rows of output pixels; where direct or side by side, vectors.
         block: input channels whose pixels stay in the first cache.
         chunk: output channels, a multiple of the unit.
     """
@@ -135,6 +137,8 @@ class Cut:
             shift = 4 if x.lanes > 1 or window.height * window.width == 1 else 0
             taps = rows * x.row + columns * (window.dilation * x.lanes)
             return x.stride >> shift, taps >> shift, shift
+        if x.lanes > 1:
+            return self.tile, np.zeros((window.height, window.width), np.int64), 4
         row = _rounded(y.width, self.lanes)
         tile = min(self.tile, y.height)
         phase, place = rows[:, 0] % window.step, rows[:, 0] // window.step

@@ -18,8 +18,9 @@ def named_cuts(graph: Graph, node: Node, threads: int = 1) -> dict[str, tuple[Cu
     """Name -> (cut, whether zeros are kept), the likeliest first.
 
     A name says where pixels are read (``direct``: where they are; ``copied``: aligned for every tap; ``images``: 16
-    images side by side), and how many output channels share their loads; ``dense`` stands before it where every weight
-    is kept. ``depthwise`` makes one plane of one plane, and leaves zeros out.
+    images side by side), and how many output channels share their loads, or that four of like counts go in step
+    (``even``); ``dense`` stands before it where every weight is kept. ``depthwise`` makes one plane of one plane, and
+    leaves zeros out.
 
     Args:
         graph: that the node is of.
@@ -54,4 +55,4 @@ def beside_of(layout: str) -> int:
 
 def _name(cut: Cut, beside: int) -> str:
     way = "images" if beside > 1 else "direct" if cut.direct else "copied"
-    return f"{way}{cut.unit}" if cut.unit > 1 else way
+    return f"{way}-even" if cut.layout == "even" else f"{way}{cut.unit}" if cut.unit > 1 else way

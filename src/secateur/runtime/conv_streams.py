@@ -6,6 +6,7 @@ import numpy as np
 
 from secateur.runtime.columns import Array, Streams, joined, ragged
 from secateur.runtime.conv_cuts import Cut, Planes, Window
+from secateur.runtime.conv_even import HEADER, even_places, pack_even
 
 __all__ = ["pack_conv", "unpack_conv"]
 
@@ -47,6 +48,9 @@ def pack_conv(weight: Array, mask: Array, cut: Cut, x: Planes, y: Planes, window
         if missing:
             zeros = np.zeros((missing, *weight.shape[1:]), np.float32)
             here, kept = np.concatenate([here, zeros]), np.concatenate([kept, zeros > 0])
+        if cut.layout == "even":
+            parts.append(pack_even(here, kept, cut.block, channel, taps))
+            continue
         grouped = (-1, cut.unit, *weight.shape[1:])
         parts.append(pack(here.reshape(grouped), kept.reshape(grouped), cut, channel, taps))
     return joined(parts)
@@ -114,7 +118,8 @@ def unpack_conv(
     where = np.full((block - 1) * channel + int(taps.max()) + 1, -1)  # offset -> (channel, tap) of a block
     places = np.arange(block)[:, None] * channel + taps.reshape(-1)
     where[places.reshape(-1)] = np.arange(places.size)
-    header, bits = 1 << cut.unit if cut.layout == "rows" else 2, np.arange(cut.unit)
+    even, bits = cut.layout == "even", np.arange(cut.unit)
+    header = HEADER if even else 1 << cut.unit if cut.layout == "rows" else 2
     # Rows that the last group of a chunk lacks go to one place behind all others.
     weight, mask = (
         np.zeros((shape[0] + 1, shape[1] * taps.size), np.float32),
@@ -124,8 +129,12 @@ def unpack_conv(
         groups = -(-(end - begin) // cut.unit)
         for first in range(0, shape[1], block):
             head, counts = counts[: groups * header].reshape(groups, header).astype(np.int64), counts[groups * header :]
-            run, _ = ragged(head[:, 1:])
+            run, place = even_places(head) if even else ragged(head[:, 1:])
             here, offsets = where[offsets[: len(run)]] + first * taps.size, offsets[len(run) :]
+            if even:
+                target = np.where(begin + run < end, begin + run, shape[0]), here[place]
+                weight[target], mask[target], values = values[place], True, values[len(run) :]
+                continue
             group, pattern = np.divmod(run, header - 1)
             present = pattern[:, None] + 1 >> bits & 1 if cut.layout == "rows" else np.ones((len(run), cut.unit), int)
             item, row = np.nonzero(present)

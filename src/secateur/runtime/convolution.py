@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, final
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from secateur.native.loading import core
 from secateur.runtime.conv_cuts import Cut, Planes, Window
 from secateur.runtime.conv_streams import pack_conv
+from secateur.runtime.roofs import cache_sizes
 
 __all__ = ["PackedConv", "native_planes"]
 
@@ -96,7 +98,15 @@ class PackedConv:
             residual,
             0 if bias is None else bias.data_ptr(),
             activation,
+            residual is None and self.y.lanes > 1 and 4 * self.y.floats > _largest(),
         )
+
+
+@functools.cache
+def _largest() -> int:
+    """Bytes from which on a value had better leave the caches when it is written: half the last one."""
+    sizes = cache_sizes()
+    return sizes[max(sizes)] // 2 if sizes else 1 << 62
 
 
 def native_planes(planes: Planes) -> Any:

@@ -7,10 +7,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from secateur.native.gates import gate_for
 from secateur.native.loading import core, never_traced
 from secateur.runtime.canonical import check_blocks
 from secateur.runtime.columns import Array
 from secateur.runtime.layouts import Pieces, pack_streams, unpack_streams
+from secateur.runtime.nm import check_nm
 from secateur.runtime.pairs import from_words, to_words, word_mask
 from secateur.runtime.quads import LONGEST, from_quads, quantised, to_quads
 from secateur.runtime.words import KNOWN
@@ -37,7 +39,7 @@ class Packed:
         ValueError: a kernel would read these streams out of bounds.
     """
 
-    __slots__ = ("_nnz", "_reference", "_streams", "layout", "native", "pieces", "shape")
+    __slots__ = ("_nnz", "_reference", "_streams", "gate", "layout", "native", "pieces", "shape")
 
     def __init__(self, layout: str, shape: tuple[int, int], pieces: Pieces, streams: dict[str, Tensor]) -> None:
         _known(layout)
@@ -55,6 +57,7 @@ class Packed:
         self.native: Any = None if core is None else self.handle(core.active)
         if self.native is None:
             self._check()
+        self.gate: Any = None if self.native is None else gate_for(shape[1:])
 
     def _check(self) -> None:
         """What the core checks at creation, where it is absent: these are the streams that packing would make."""
@@ -164,7 +167,8 @@ def pack(weight: Tensor, mask: Tensor | None = None, layout: str = "rows", piece
         weight: float32 ``[M, K]`` on the CPU: M outputs by K inputs, as in ``nn.Linear``.
         mask: bool ``[M, K]``, True is kept; by default what is not 0.
         layout: a name of ``secateur.runtime.LAYOUTS``. ``block4``, ``block8`` and ``block16`` need masks that keep or
-            remove 4, 8 or 16 neighbouring outputs of an input together. Or a name of ``PAIR_LAYOUTS``: weights are
+            remove 4, 8 or 16 neighbouring outputs of an input together, ``nm`` masks that keep 1, 2, 4 or 8 of every 16
+            inputs in every row. Or a name of ``PAIR_LAYOUTS``: weights are
             rounded to bf16, and those of two neighbouring inputs are kept if one of them is: a removed one is a 0 there
             that meets its input, NaN and infinity too. Or one of ``QUAD_LAYOUTS``: weights lie on a grid of int8 per
             output, of four neighbouring inputs, and what they multiply is put on one of 8 bits per sample.
@@ -198,10 +202,12 @@ def pack(weight: Tensor, mask: Tensor | None = None, layout: str = "rows", piece
     table = KNOWN[layout]
     if table.kernel == "blocks":
         check_blocks(word_mask(mask, table.inputs), table.unit)
+    if table.kernel == "nm":
+        check_nm(mask)
     if table.inputs == 4:
         _check_quads(weight, mask)
     pieces = pieces or pieces_of(layout, mask)
-    if table.kernel in {"csr", "ell"} and pieces.bits != 16:
+    if table.kernel in {"csr", "ell", "nm"} and pieces.bits != 16:
         raise ValueError(f"pieces: layout {layout} has indices of 16 bits, got {pieces}")
     packed = Packed(layout, (len(weight), weight.shape[1]), pieces, _streams_of(weight.detach(), mask, layout, pieces))
     packed._nnz = int(mask.count_nonzero())
@@ -256,7 +262,7 @@ def _dtypes(layout: str, pieces: Pieces) -> dict[str, torch.dtype]:
     """Of each stream. Torch reads and writes signed integers of 16 and 32 bits everywhere, unsigned ones not."""
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
     kernel, size = KNOWN[layout].kernel, pieces.bits // 8
-    counts, index = {"even": (2, size), "ell": (4, 1)}.get(kernel, (size, size))
+    counts, index = {"even": (2, size), "ell": (4, 1), "nm": (2, 4)}.get(kernel, (size, size))
     values = {1: torch.float32, 2: torch.bfloat16, 4: torch.int8}[KNOWN[layout].inputs]
     rows = {"scales": torch.float32, "sums": torch.int32} if values == torch.int8 else {}
     return {"counts": integer[counts], "index": integer[index], "values": values, **rows}

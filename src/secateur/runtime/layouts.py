@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from secateur.runtime import columns, ell
+from secateur.runtime import columns, ell, nm
 from secateur.runtime.columns import RUN, Array, Streams
 
 __all__ = ["LAYOUTS", "WIDEST", "Layout", "Pieces", "even_pieces", "pack_streams", "unpack_streams"]
@@ -45,7 +45,7 @@ class Layout:
     """One row of the table.
 
     Attributes:
-        kernel: the family of kernels in the core: rows, even, csr, blocks or ell.
+        kernel: the family of kernels in the core: rows, even, csr, blocks, ell or nm.
         unit: rows of a group; of ``blocks`` the height of a block.
         what: in one line, for people.
         cut: (rows, columns, density) -> pieces.
@@ -106,11 +106,6 @@ def _even_sizes(counts: Array) -> tuple[int, int]:
     return steps, steps
 
 
-def _ell_sizes(counts: Array) -> tuple[int, int]:
-    steps = int(counts.sum(dtype=np.int64))
-    return ell.RECORD * steps, 16 * steps
-
-
 def _block_sizes(counts: Array, unit: int) -> tuple[int, int]:
     blocks = int(counts.sum(dtype=np.int64))
     return blocks, unit * blocks
@@ -126,6 +121,19 @@ def _blocks(unit: int) -> Layout:
         partial(columns.unpack_blocks, unit=unit),
         1,
         partial(_block_sizes, unit=unit),
+    )
+
+
+def _lanes(rows: int, what: str) -> Layout:
+    return Layout(
+        "ell",
+        16 * rows,
+        what,
+        _named,
+        partial(ell.pack_ell, rows=rows),
+        partial(ell.unpack_ell, rows=rows),
+        1,
+        partial(ell.sizes_of, rows=rows),
     )
 
 
@@ -153,7 +161,7 @@ LAYOUTS: dict[str, Layout] = {
     "even-wide": Layout(
         "even",
         4,
-        "as even, without K-blocks; for up to 16 samples",
+        "as even, without K-blocks; for up to 16 samples, or sparsity from 95 %",
         _named,
         columns.pack_even,
         columns.unpack_even,
@@ -161,15 +169,17 @@ LAYOUTS: dict[str, Layout] = {
         _even_sizes,
     ),
     "csr": _blocks(1),
-    "ell": Layout(
-        "ell",
+    "ell": _lanes(1, "unstructured, for one sample"),
+    "ell-twin": _lanes(2, "as ell, two rows in a lane; for one sample and sparsity from 92 %"),
+    "nm": Layout(
+        "nm",
         16,
-        "unstructured, for one sample",
+        "1, 2, 4 or 8 of every 16 inputs in every row (1:4, 2:4, 4:8, ...); for one sample",
         _named,
-        ell.pack_ell,
-        ell.unpack_ell,
-        1,
-        _ell_sizes,
+        nm.pack_nm,
+        nm.unpack_nm,
+        2,
+        nm.sizes_of,
     ),
     "block4": _blocks(4),
     "block8": _blocks(8),

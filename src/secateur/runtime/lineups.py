@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,18 +32,21 @@ def lineups(graph: Graph, tries: Mapping[str, tuple[str, ...]]) -> list[Layouts]
     """
     convs = {node.output for node in graph.nodes if node.kind == "conv"}
     found: list[Layouts] = []
-    for way in sorted({beside_of(layout) for name in convs for layout in tries[name]}) or [1]:
-        here = {
-            name: [layout for layout in layouts if name not in convs or beside_of(layout) == way] or list(layouts)
-            for name, layouts in tries.items()
-        }
-        for i in range(max(map(len, here.values()), default=1)):
+    for way in sorted({beside_of(layout) for name in convs for layout in tries[name]}):
+        here = {name: [layout for layout in tries[name] if beside_of(layout) == way] or tries[name] for name in convs}
+        for i in range(max(map(len, here.values()))):
             found.append({name: layouts[min(i, len(layouts) - 1)] for name, layouts in here.items()})
-    return found
+    others = {name: layouts for name, layouts in tries.items() if name not in convs}  # they go the same way in all
+    while len(found) < max(map(len, others.values()), default=1):
+        found.append(dict(found[-1]) if found else {})
+    return [
+        some | {name: layouts[min(i, len(layouts) - 1)] for name, layouts in others.items()}
+        for i, some in enumerate(found)
+    ]
 
 
 def best_layouts(
-    graph: Graph, runs: list[tuple[Layouts, Mapping[str, float]]], samples: int
+    graph: Graph, runs: Sequence[tuple[Layouts, Mapping[str, float]]], samples: int
 ) -> tuple[Layouts, dict[str, dict[str, float]]]:
     """The fastest layout of every layer; where images may lie either way, on the cheapest path through the graph.
 
@@ -53,12 +56,13 @@ def best_layouts(
         samples: that were timed.
 
     Returns:
-        Output of a layer -> layout, and layer -> layout -> microseconds.
+        Output of a layer -> layout, and layer -> layout -> microseconds, the least among layers that do the same work.
     """
     times: dict[str, dict[str, float]] = {}
     for layouts, steps in runs:
         for name, layout in layouts.items():
             times.setdefault(name, {}).setdefault(layout, steps[name])
+    times = _pooled(graph, times)
     convs = {node.output for node in graph.nodes if node.kind == "conv"}
     ways = {way for name in convs for way in map(beside_of, times[name])}
     lying: dict[str, int] = {}
@@ -71,8 +75,26 @@ def best_layouts(
     return {name: min(some, key=times[name].__getitem__) for name, some in allowed.items()}, times
 
 
+def _pooled(graph: Graph, times: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The least time of each layout among layers that do the same work: a busy moment then misleads none of them."""
+    least: dict[Any, dict[str, float]] = {}
+    kinds: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.weight is None:
+            continue
+        sizes = tuple(node.weight.shape), graph.shapes[node.inputs[0]], graph.shapes[node.output]
+        same = kinds[node.output] = (
+            node.kind, sizes, node.stride, node.padding, node.residual, node.activation, round(node.sparsity, 2),
+            tuple(times[node.output]),
+        )  # fmt: skip
+        best = least.setdefault(same, dict(times[node.output]))
+        for layout, us in times[node.output].items():
+            best[layout] = min(best[layout], us)
+    return {name: dict(least[kinds[name]]) for name in times}
+
+
 def _costs(
-    graph: Graph, runs: list[tuple[Layouts, Mapping[str, float]]], times: dict[str, dict[str, float]], samples: int
+    graph: Graph, runs: Sequence[tuple[Layouts, Mapping[str, float]]], times: dict[str, dict[str, float]], samples: int
 ) -> Costs:
     convs = {node.output for node in graph.nodes if node.kind == "conv"}
     steps: dict[tuple[str, int], float] = {}

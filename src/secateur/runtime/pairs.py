@@ -36,6 +36,7 @@ PAIR_LAYOUTS: dict[str, Layout] = {
     "pairs-wide-bf16": _in_pairs(LAYOUTS["even-wide"], "as pairs-bf16, without K-blocks"),
     "pairs-csr-bf16": _in_pairs(LAYOUTS["csr"], "pairs, row by row"),
     "pairs-ell-bf16": _in_pairs(LAYOUTS["ell"], "pairs, for one sample"),
+    "pairs-ell-twin-bf16": _in_pairs(LAYOUTS["ell-twin"], "as pairs-ell-bf16, two rows in a lane"),
     "block16-bf16": _in_pairs(LAYOUTS["block16"], "blocks of 16 outputs by one pair"),
 }
 """Name -> layout in bf16; ``cut`` and ``pack`` count pairs."""

@@ -41,6 +41,7 @@ QUAD_LAYOUTS: dict[str, Layout] = {
     "quads-wide-int8": _in_quads("even-wide", "as quads-int8, without K-blocks"),
     "quads-csr-int8": _in_quads("csr", "quads, row by row"),
     "quads-ell-int8": _in_quads("ell", "quads, for one sample"),
+    "quads-ell-twin-int8": _in_quads("ell-twin", "as quads-ell-int8, two rows in a lane"),
     "block16-int8": _in_quads("block16", "blocks of 16 outputs by one quad"),
 }
 """Name -> layout in int8; ``cut`` and ``pack`` count quads."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.core import CriterionLike, evidence_needed, resolve_criterion
+from secateur.core import CriterionLike, evidence_needed, resolve_criterion, settings_needed
 from secateur.core import score as score_units
 from secateur.core.unit_channel import Channel
 from secateur.measure.count import count
@@ -93,7 +93,7 @@ def _scores(root: nn.Module, groups: Groups, wish: Wish) -> dict[str, Tensor]:
     unit = Channel()
     layout = select_groups(root, groups.layout(), groups.frozen, wish.targets, wish.exclude)
     entry = resolve_criterion(wish.criterion)
-    evidence = collect(root, evidence_needed(entry), layout, unit, wish.source)
+    evidence = collect(root, evidence_needed(entry), layout, unit, wish.source, settings_needed(entry))
     return score_units(entry, evidence, layout, unit, None)
 
 

@@ -11,25 +11,26 @@ from torch import Tensor, nn
 from secateur.core import (
     CriterionLike,
     batches_needed,
-    decide,
     evidence_needed,
     parse_unit,
     resolve_criterion,
+    settings_needed,
 )
 from secateur.core import score as score_units
-from secateur.core.bit_masks import BitMasks, all_kept
 from secateur.model.batches import LossFunction, StepFunction
+from secateur.model.edited import edit
 from secateur.model.evidence import Source, collect
 from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
+from secateur.model.merging import check_merge, merged_values
 from secateur.model.names import unwrap
 from secateur.model.removal.registry import carry_mark
 from secateur.model.selectors import Selector
-from secateur.model.sharding import share_from_first_rank
+from secateur.train.deciding import choose_masks, choose_with_update, to_trace
 from secateur.train.plan import Plan
 from secateur.types import KeyLayout, Reduce, Unit
 
-__all__ = ["choose_masks", "prune", "score"]
+__all__ = ["cut", "prune", "score"]
 
 
 def score(
@@ -59,8 +60,8 @@ def score(
         targets: what to score; None: convolutions, linear layers, attention projections; for unit ``channel`` all
             groups, else those whose producers are named.
         exclude: what of that to leave out.
-        example_inputs: for unit ``channel``, which traces the model: a tensor, a tuple of arguments, or a mapping of
-            keyword arguments.
+        example_inputs: for unit ``channel``, which traces the model, and ``synflow``, which takes their shape: a
+            tensor, a tuple of arguments, or a mapping of keyword arguments.
         exact: for unit ``channel``: leave alone what cannot be removed without changing the output.
         data: an iterable of batches, or one; for criteria that read gradients.
         loss: ``loss(output, labels)``.
@@ -85,9 +86,18 @@ def score(
     """
     parsed, _ = parse_unit(unit)
     entry = resolve_criterion(criterion)
-    layout = find_layout(model, targets, exclude, parsed, example_inputs, exact)
-    source = Source(data, loss, step, batches_needed(entry) if batches is None else batches, init, seed, mode)
-    evidence = collect(model, evidence_needed(entry), layout, parsed, source)
+    layout = find_layout(model, targets, exclude, parsed, to_trace(entry, parsed, example_inputs), exact)
+    source = Source(
+        data,
+        loss,
+        step,
+        batches_needed(entry) if batches is None else batches,
+        init,
+        seed,
+        mode,
+        example=example_inputs,
+    )
+    evidence = collect(model, evidence_needed(entry), layout, parsed, source, settings_needed(entry))
     scores = score_units(entry, evidence, layout, parsed, reduce)
     weights = {tensor.data_ptr() for kind in ("weight", "init") for tensor in evidence.get(kind, {}).values()}
     # A criterion may return its input; the caller's scores must not be the model's memory.
@@ -115,6 +125,9 @@ def prune(
     reduce: Reduce | None = None,
     min_density: float | None = 0.0,
     seed: int = 0,
+    merge: bool = False,
+    rounds: int | None = None,
+    update: bool = False,
     inplace: bool = True,
     undo: bool = True,
 ) -> Any:
@@ -134,8 +147,8 @@ def prune(
         targets: what to prune; for unit ``channel`` the groups whose producers are named. None: the default targets,
             or all groups.
         exclude: what of that stays dense.
-        example_inputs: for unit ``channel``, which traces the model: a tensor, a tuple of arguments, or a mapping of
-            keyword arguments.
+        example_inputs: for unit ``channel``, which traces the model, and ``synflow``, which takes their shape: a
+            tensor, a tuple of arguments, or a mapping of keyword arguments.
         exact: for unit ``channel``: leave alone what cannot be removed without changing the output.
         data: an iterable of batches, or one; for criteria that read gradients.
         loss: ``loss(output, labels)``.
@@ -146,6 +159,14 @@ def prune(
         reduce: how weight scores pool to unit scores; None: as the criterion says.
         min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay; None: no such floor.
         seed: of the noise that random criteria read.
+        merge: kept units take the outgoing weights of removed ones over, for criteria that say how (``cosine``,
+            ``srinivas_babu``) and unit ``channel``. Exact where a removed unit, bias included, is a positive multiple
+            of a kept one (``srinivas_babu``: is equal to it), else an approximation; refused where it could not be
+            exact even then, as behind a batch norm or GELU.
+        rounds: decide in so many rounds, with new evidence in each and the same share of what is left going each time;
+            None: as the criterion's table says (SynFlow 100, FORCE 10, most 1).
+        update: move the kept weights along, for criteria that say how (``obs``, ``woodfisher``); ``masks.undo()`` puts
+            them back, unless they were trained since.
         inplace: change ``model``; False: a pruned copy is returned with its masks.
         undo: keep the removed values so that ``masks.undo()`` can restore them.
 
@@ -174,22 +195,41 @@ def prune(
         seed=seed,
     )
     batches = batches_needed(plan.criterion) if batches is None else batches
-    source = Source(data, loss, step, batches, init, seed, mode)
-    return _prune_once(model, plan, source, example_inputs, exact, inplace=inplace, undo=undo)
+    source = Source(data, loss, step, batches, init, seed, mode, example=example_inputs)
+    how: dict[str, Any] = {"rounds": rounds, "merge": merge, "update": update, "inplace": inplace, "undo": undo}
+    return _prune_once(model, plan, source, example_inputs, exact, **how)
 
 
 def _prune_once(
-    model: nn.Module, plan: Plan, source: Source, example_inputs: Any, exact: bool, *, inplace: bool, undo: bool
+    model: nn.Module,
+    plan: Plan,
+    source: Source,
+    example_inputs: Any,
+    exact: bool,
+    *,
+    rounds: int | None,
+    merge: bool,
+    update: bool,
+    inplace: bool,
+    undo: bool,
 ) -> Any:
     unit = plan.parsed_unit
-    layout = find_layout(model, plan.targets, plan.exclude, unit, example_inputs, exact)
+    merging = check_merge(plan.criterion, unit) if merge else None
+    traced = to_trace(plan.criterion, unit, example_inputs)
+    layout = find_layout(model, plan.targets, plan.exclude, unit, traced, exact)
     before = find_masks(model)
     if before is not None and before.unit != unit:
         raise ValueError(
             f"this model already has masks of unit {before.unit.spec!r}; call undo() on them before pruning "
             f"by unit {unit.spec!r}, or prune by the same unit again"
         )
-    unit_masks = choose_masks(model, plan, plan.final, source, layout, before)
+    values: dict[str, Tensor] = {}
+    if update:
+        unit_masks, values = choose_with_update(model, plan, plan.final, source, layout, before, rounds=rounds)
+    else:
+        unit_masks = choose_masks(model, plan, plan.final, source, layout, before, rounds=rounds)
+    if merging is not None:
+        values = merged_values(unwrap(model), merging, layout, unit_masks, example_inputs)
     if not inplace:
         pruned = copy.deepcopy(model)
         carry_mark(model, pruned)
@@ -197,67 +237,41 @@ def _prune_once(
             carried = Masks(pruned, before.unit_masks, unit, before.layout)
             carried.load_state_dict(before.state_dict())
             register_masks(pruned, carried)
-        return pruned, _cut(pruned, unit_masks, unit, layout, undo)
-    return _cut(model, unit_masks, unit, layout, undo)
+        return pruned, cut(pruned, unit_masks, unit, layout, undo, values)
+    return cut(model, unit_masks, unit, layout, undo, values)
 
 
-def choose_masks(
+def cut(
     model: nn.Module,
-    plan: Plan,
-    sparsity: float,
-    source: Source,
+    unit_masks: Mapping[str, Tensor],
+    unit: Unit,
     layout: Mapping[str, KeyLayout],
-    before: Masks | None = None,
-) -> Mapping[str, Tensor]:
-    """Evidence to unit masks, the same on every rank; the model is not changed.
+    undo: bool,
+    values: Mapping[str, Tensor] | None = None,
+) -> Masks:
+    """Bring the model's masks to ``unit_masks``, and parameters to new values that come with them.
 
     Args:
         model: as the user gave it.
-        plan: the choices.
-        sparsity: due now.
-        source: of the evidence.
+        unit_masks: key -> bool mask in the unit's grid.
+        unit: what is removed together.
         layout: the targets.
-        before: masks so far; what they removed stays removed.
+        undo: keep the removed values and those that ``values`` replaces.
+        values: parameter name -> values, of a merge for example.
 
     Returns:
-        Parameter or group name -> bool mask in the unit's grid.
+        The model's masks, new ones or those it had.
     """
-    root, unit = unwrap(model), plan.parsed_unit
-    evidence = collect(root, evidence_needed(plan.criterion), layout, unit, source)
-    previous = None if before is None else _so_far(before, unit, layout)
-    masks = decide(
-        criterion=plan.criterion,
-        unit=unit,
-        allocation=plan.allocation,
-        within=plan.window,
-        sparsity=sparsity,
-        evidence=evidence,
-        layout=layout,
-        reduce=plan.reduce,
-        min_density=plan.min_density,
-        previous=previous,
-    )
-    return share_from_first_rank(masks, root, model)
-
-
-def _so_far(before: Masks, unit: Unit, layout: Mapping[str, KeyLayout]) -> BitMasks:
-    """The masks of these targets before this decision; targets without masks are all kept."""
-    new = {name: key for name, key in layout.items() if name not in before.unit_masks}
-    return before.unit_masks.replaced(all_kept(unit, new)).chosen(layout)
-
-
-def _cut(
-    model: nn.Module, unit_masks: Mapping[str, Tensor], unit: Unit, layout: Mapping[str, KeyLayout], undo: bool
-) -> Masks:
-    """Bring the model's masks, new ones or those it has, to ``unit_masks``."""
     masks = find_masks(model)
     if masks is None:
         masks = Masks(model, unit_masks, unit, layout, undo=undo)
         register_masks(model, masks)
         masks.apply()
-        return masks
-    masks.add(layout)
-    masks.update(unit_masks)
+    else:
+        masks.add(layout)
+        masks.update(unit_masks)
+    if values:
+        edit(masks, values)
     if not undo:
         masks.commit()
     return masks

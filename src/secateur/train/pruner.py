@@ -21,8 +21,8 @@ from secateur.model.names import find_parameter, unwrap
 from secateur.model.sharding import full
 from secateur.model.streaming import STREAMED_KINDS, StreamingEvidence
 from secateur.records import SchedulePoint
+from secateur.train.deciding import choose_masks, to_trace
 from secateur.train.plan import Plan
-from secateur.train.prune import choose_masks
 
 __all__ = ["Pruner"]
 
@@ -87,7 +87,8 @@ class Pruner:
         self.plan = plan
         self._model = model
         unit = plan.parsed_unit
-        self._layout = find_layout(model, plan.targets, plan.exclude, unit, example_inputs, exact)
+        traced = to_trace(plan.criterion, unit, example_inputs)
+        self._layout = find_layout(model, plan.targets, plan.exclude, unit, traced, exact)
         self._scored = tuple(evidence_layout(unit, self._layout))
         entry = resolve_criterion(plan.criterion)
         needed = evidence_needed(entry)
@@ -95,7 +96,7 @@ class Pruner:
             root = unwrap(model)
             init = {name: full(find_parameter(root, name)).detach().clone() for name in self._scored}
         batches = batches_needed(entry) if batches is None else batches
-        self._source = Source(data, loss, step, batches, init, plan.seed, mode)
+        self._source = Source(data, loss, step, batches, init, plan.seed, mode, example=example_inputs)
         streamed = [k for k in needed if k in STREAMED_KINDS and (k not in GRADIENT_KINDS or data is None)]
         self._stream = StreamingEvidence(streamed)
         self._due = frozenset(plan.updates)

@@ -129,7 +129,8 @@ def shrink(
         >>> shrink(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), example_inputs=x, macs=0.5)[0].out_features
         4
     """
-    source = Source(data, loss, step, batches_needed(criterion) if batches is None else batches, seed=seed)
+    read = batches_needed(criterion) if batches is None else batches
+    source = Source(data, loss, step, read, seed=seed, example=example_inputs)
     budget = Budget(params, macs, bytes, latency_ms, sparsity)
     wish = Wish(budget, criterion, source, targets, exclude, round_to, allocation)
     root, examples = unwrap(model), as_examples(example_inputs)

@@ -5,7 +5,8 @@ The mask criteria of Zhou et al. 2019, arXiv 1905.01067, with w_f the weight now
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ __all__ = [
     "small_init",
     "small_init_small_final",
 ]
+
+By: TypeAlias = Literal["size", "rank"]
 
 
 def large_final(weight: Tensor) -> Tensor:
@@ -103,40 +106,51 @@ def small_init(init: Tensor) -> Tensor:
     return -wide(init).abs()
 
 
-def large_init_large_final(weight: Tensor, init: Tensor, *, alpha: float = 1.0) -> Tensor:
+def large_init_large_final(weight: Tensor, init: Tensor, *, alpha: float = 1.0, by: By = "size") -> Tensor:
     """Keep what starts and ends large, ``s = min(alpha |w_f|, |w_i|)``.
 
-    The paper's code keeps the intersection of two top-p masks instead; ``alpha`` is from the paper's text
-    (from memory, not verified).
+    ``by="rank"`` is the paper's code: what is in both of two top-p masks of the layer, p such that the wanted number
+    is; as a score ``min(rank |w_f|, rank |w_i|)``, from 0 to 1. ``alpha`` is from the paper's text (from memory,
+    not verified).
 
     Args:
         weight: parameter, any shape.
         init: initial parameter, same shape.
-        alpha: balance of the two.
+        alpha: balance of the two; ranks have none.
+        by: ``"size"`` or ``"rank"`` (of equal sizes the first in order ranks lower).
 
     Returns:
         Scores like ``weight``, at least float32.
 
+    Raises:
+        ValueError: for another word, and for ``alpha`` with ranks.
+
     Example:
         >>> large_init_large_final(torch.tensor([3.0, -4.0]), torch.tensor([5.0, 1.0])).tolist()
         [3.0, 1.0]
+        >>> large_init_large_final(torch.tensor([3.0, -4.0, 5.0]), torch.tensor([5.0, 1.0, 2.0]), by="rank").tolist()
+        [0.0, 0.0, 0.5]
 
     Reference:
         Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
     """
-    return torch.minimum(alpha * wide(weight).abs(), wide(init).abs())
+    return _both(wide(weight).abs(), wide(init).abs(), alpha, by, torch.minimum)
 
 
-def small_init_small_final(weight: Tensor, init: Tensor, *, alpha: float = 1.0) -> Tensor:
+def small_init_small_final(weight: Tensor, init: Tensor, *, alpha: float = 1.0, by: By = "size") -> Tensor:
     """Keep what starts and ends small, ``s = -max(alpha |w_f|, |w_i|)``: a control.
 
     Args:
         weight: parameter, any shape.
         init: initial parameter, same shape.
         alpha: balance of the two (from memory, not verified).
+        by: ``"size"``, or ``"rank"`` as in the paper's code: what is in both of two bottom-p masks.
 
     Returns:
         Scores like ``weight``, at least float32.
+
+    Raises:
+        ValueError: for another word, and for ``alpha`` with ranks.
 
     Example:
         >>> small_init_small_final(torch.tensor([3.0, -4.0]), torch.tensor([5.0, 1.0])).tolist()
@@ -145,7 +159,7 @@ def small_init_small_final(weight: Tensor, init: Tensor, *, alpha: float = 1.0) 
     Reference:
         Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
     """
-    return -torch.maximum(alpha * wide(weight).abs(), wide(init).abs())
+    return -_both(wide(weight).abs(), wide(init).abs(), alpha, by, torch.maximum)
 
 
 def magnitude_increase(weight: Tensor, init: Tensor) -> Tensor:
@@ -205,6 +219,24 @@ def movement_sanh(movement: Tensor) -> Tensor:
         Sanh, Wolf, Rush 2020, arXiv 2005.07683.
     """
     return wide(movement)
+
+
+def _both(final: Tensor, init: Tensor, alpha: float, by: By, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    if by not in ("size", "rank"):
+        raise ValueError(f"by={by!r}: take 'size' or 'rank'")
+    if by == "size":
+        return extreme(alpha * final, init)
+    if alpha != 1.0:
+        raise ValueError(f"alpha={alpha} balances sizes, and by='rank' compares ranks: leave alpha out")
+    return extreme(_ranks(final), _ranks(init))
+
+
+def _ranks(sizes: Tensor) -> Tensor:
+    """0 for the smallest of a tensor to 1; in float64, which tells all of them apart."""
+    order = sizes.flatten().argsort(stable=True)
+    ranks = torch.empty(order.numel(), dtype=torch.float64, device=sizes.device)
+    ranks[order] = torch.arange(order.numel(), dtype=torch.float64, device=sizes.device)
+    return (ranks / max(1, order.numel() - 1)).reshape(sizes.shape)
 
 
 _ZHOU = "Zhou et al. 2019, arXiv 1905.01067"

@@ -30,6 +30,7 @@ from secateur.runtime.roofs import measure_roofs
 
 __all__ = ["PackedModel", "pack"]
 
+_is_compiling = torch.compiler.is_compiling
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.7 and later
 
 
@@ -84,9 +85,9 @@ class PackedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own."""
-        if torch.compiler.is_compiling():
-            return _untraced(self._parts.run, args, kwargs)
         run = self._parts.run
+        if _is_compiling():
+            return _untraced(run, args, kwargs)
         if type(run) is RegionModule:  # makes no gradients of its own
             return run.forward(*args, **kwargs)
         if not torch.is_grad_enabled():

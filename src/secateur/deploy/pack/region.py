@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from secateur.native.gates import MOST_KEPT, SMALL, gate_for
 from secateur.native.loading import PLAIN
 from secateur.runtime.cache import Cache, Entry, machine_key
 from secateur.runtime.choose import Chosen, choose, pack_layer
@@ -56,12 +57,16 @@ class RegionModule(nn.Module):
         alone = len(graph.inputs) == len(graph.outputs) == 1 and leads[0] == 1
         self._images = any(is_image(graph, value) for value in graph.shapes)
         self._bare = 1 + len(self._first) if alone else None  # axes of a batch that needs no reshaping
+        self._gate = gate_for(self._first) if alone else None
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """One tensor per output of the region; a single one bare."""
         if self._bare is not None and len(inputs) == 1:
             x = inputs[0]
             # The way of small networks: one matrix in, one out.
+            y = None if self._gate is None else self._gate.run(x)
+            if y is not None:
+                return y
             if (
                 type(x) in PLAIN
                 and x.ndim == self._bare
@@ -73,7 +78,10 @@ class RegionModule(nn.Module):
             ):
                 chosen = self.chosen.get(size_class(x.shape[0]))
                 if chosen is not None and chosen.wins and not self._ragged(x.shape[0]):
-                    return chosen.program.run_one(x)
+                    y = chosen.program.run_one(x)
+                    if self._gate is not None and len(x) <= SMALL and 0 < y.numel() <= MOST_KEPT:
+                        self._gate.learn(len(x), chosen.program.native, torch.empty_like(y))
+                    return y
         return self._run(inputs)
 
     def _run(self, inputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
@@ -175,7 +183,7 @@ class RegionModule(nn.Module):
         """Programs are of this process; the choices go along, for machines like this one."""
         state = self.__dict__.copy()
         state["given"], state["machine"], state["chosen"] = self.entries(), machine_key(self.threads), {}
-        del state["_lock"]
+        del state["_lock"], state["_gate"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -183,6 +191,7 @@ class RegionModule(nn.Module):
             state["given"] = {}
         super().__setstate__(state)
         self._lock = threading.Lock()
+        self._gate = None if self._bare is None else gate_for(self._first)
 
 
 def size_class(samples: int) -> int:

@@ -40,7 +40,7 @@ from secateur.runtime.graph import Node
 __all__ = ["FORMAT", "KEY", "PLAIN", "STREAMS", "TENSORS", "digest", "save_packed"]
 
 FORMAT = 1
-STREAMS = 1
+STREAMS = 2
 """Raised when a kernel reads its streams in another order than before."""
 
 KEY = "secateur.packed"

@@ -9,16 +9,22 @@ Modes, gradients, RNG, buffers and hooks are as before afterwards.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, final
 
 from torch import Tensor
 
 from secateur.core.unit_channel import Channel
 from secateur.core.units import unit_name
+from secateur.model.batches import forward_of
+from secateur.model.evidence.example_axis import ExampleAxis
 from secateur.model.evidence.passes import Found, Observer, Pass
-from secateur.model.evidence.readers import READERS, Reader
+from secateur.model.evidence.reader_table import READERS
+from secateur.model.evidence.readers import Reader
+from secateur.model.evidence.site_examples import site_examples
 from secateur.model.evidence.source import Request
 from secateur.model.evidence.watching import Watch
 from secateur.model.graph.examples import Example, call, resized, tensors_in
@@ -35,13 +41,16 @@ ACTIVATION_KINDS: Mapping[str, str] = {kind: what for reader in READERS for kind
 _ROWS = 2
 """Of the run that finds the sites."""
 
+_LISTED = 4
+
 
 @final
 class Activations(Observer):
     """Watches the operators whose outputs are the activations of the targets' channels, for all readers that are asked.
 
     Calls of one layer count together. Tokens whose entry in a batch's ``attention_mask`` ``[B, T]`` is zero are left
-    out.
+    out. An expert that no token reached, while others of its list ran, counts as one that never fires; a warning says
+    so.
 
     Raises:
         ValueError: for other units than ``filter`` and ``channel``, sharded models, layers that never run, and a model
@@ -71,10 +80,11 @@ class Activations(Observer):
             )
         self._producers = producers
         self._devices = {name: tensors[name].device for name in producers if name in tensors}
-        sizes = {name: tensors[name].shape[dim] for name, dim in producers.items() if name in tensors}
+        self._sizes = sizes = {name: tensors[name].shape[dim] for name, dim in producers.items() if name in tensors}
         made = [(row, set(row.kinds) & set(request.kinds)) for row in READERS]
         self._readers: list[Reader] = [row.make(sizes, frozenset(kinds)) for row, kinds in made if kinds]
         self._sites: Sites | None = None
+        self._examples: Mapping[tuple[str, int], ExampleAxis] = {}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -86,18 +96,20 @@ class Activations(Observer):
         """Find the sites by the first batch."""
         if self._sites is None:
             self._sites = self._first_sites(one)
+            self._look_for_examples(one)
 
     @contextmanager
     def around(self, one: Pass) -> Iterator[None]:
         """Read what the pass makes; where it went another way than the one looked at, look at it, and read a rerun."""
         assert self._sites is not None  # prepare
-        watch = Watch(self._sites, self._readers, one.batch)
+        watch = Watch(self._sites, self._readers, one.batch, self._examples)
         with watch:
             yield
         watch.finish()
         if watch.difference is not None:
             self._sites = find_sites(self._root, one.forward, self._producers)
-            watch = Watch(self._sites, self._readers, one.batch)
+            self._look_for_examples(one)
+            watch = Watch(self._sites, self._readers, one.batch, self._examples)
             with watch:
                 one.forward()
             watch.finish()
@@ -116,17 +128,40 @@ class Activations(Observer):
         found: Found = {}
         for reader in self._readers:
             seen = reader.seen()
-            for name, key in self._layout.items():
-                makers = [member.name for member in key.members if member.part == "out"] or [name]
-                if not any(maker in seen for maker in makers):
-                    raise ValueError(
-                        f"in no pass over the data the trace saw the outputs of {', '.join(map(repr, makers))} being "
-                        f"made by a product with its weight, so there are no activations to score {name!r} by; "
-                        f"exclude=[{name!r}], or take a criterion that reads weights"
-                    )
+            idle = self._idle(seen)
             for kind, tensors in reader.result().items():
+                for name in idle:
+                    tensors[name] = reader.nothing(self._sizes[name])[kind]
                 found[kind] = {name: tensors[name].to(self._devices[name]) for name in tensors}
         return found
+
+    def _idle(self, seen: frozenset[str]) -> list[str]:
+        """Layers of experts that no token reached; any other layer has to be seen."""
+        idle: list[str] = []
+        for name, key in self._layout.items():
+            makers = [member.name for member in key.members if member.part == "out"] or [name]
+            if any(maker in seen for maker in makers):
+                continue
+            if not all(maker in self._sizes and _sibling_of(maker, seen) for maker in makers):
+                raise ValueError(
+                    f"in no pass over the data the trace saw the outputs of {', '.join(map(repr, makers))} being "
+                    f"made by a product with its weight, so there are no activations to score {name!r} by; "
+                    f"exclude=[{name!r}], or take a criterion that reads weights"
+                )
+            idle += makers
+        if idle:
+            more = f" and {len(idle) - _LISTED} more" if len(idle) > _LISTED else ""
+            warnings.warn(
+                f"no token reached {', '.join(map(repr, idle[:_LISTED]))}{more}, though others of the same list ran: "
+                "they count as layers that never fire, and go first. Read more batches (batches=), or exclude them",
+                stacklevel=2,
+            )
+        return idle
+
+    def _look_for_examples(self, one: Pass) -> None:
+        if self._sites is not None and any(reader.by_example for reader in self._readers):
+            run = partial(forward_of, self._root, step=self._step)
+            self._examples = site_examples(self._sites, one.batch, run)
 
     def _first_sites(self, one: Pass) -> Sites:
         """From two rows, as ids of large activations take room; from the whole batch where that is not possible."""
@@ -157,6 +192,19 @@ def _producers(layout: Layout, unit: Unit) -> dict[str, int]:
             raise ValueError(f"{name!r} is {what}, whose filters have no activations of their own; exclude=[{name!r}]")
         found[name] = 1 if key.kind == "conv_transpose" else 0
     return found
+
+
+def _sibling_of(name: str, seen: frozenset[str]) -> bool:
+    """Whether a layer was seen whose name differs in one number: another expert of the same list."""
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        if part.isdigit():
+            before, behind = parts[:at], parts[at + 1 :]
+            for other in seen:
+                own = other.split(".")
+                if len(own) == len(parts) and own[at].isdigit() and own[:at] == before and own[at + 1 :] == behind:
+                    return True
+    return False
 
 
 def _example(batch: Any) -> Example:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import final
 
 from torch import Tensor
@@ -40,11 +39,12 @@ class WeightGradients(Observer):
         self._count = 0
         self._weights: dict[str, Tensor] = {}
 
-    @contextmanager
-    def around(self, one: Pass) -> Iterator[None]:
-        """Looks the weights up before each forward pass: after it a sharded model may hold gathered copies."""
+    def prepare(self, one: Pass) -> None:
+        """Look the weights up: each time, as sharding replaces them, and before the forward pass.
+
+        Behind it the modules of FSDP2 hold gathered copies, whose gradients are not reduced over the ranks.
+        """
         self._weights = {name: find_parameter(self._root, name) for name in self._names}
-        yield
 
     def variables(self) -> Mapping[str, Tensor]:
         """The weights."""

@@ -1,22 +1,22 @@
-"""What is read of the activations at the places where they are made. To add a statistic: a reader, and a row here."""
+"""What is read of the activations at the places where they are made. To add a statistic, see `reader_table`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from secateur.model.evidence.example_axis import ExampleAxis
 from secateur.model.graph.site import Site
 
-__all__ = ["NEAR_ZERO", "READERS", "Reader", "ReaderRow", "Reading"]
+__all__ = ["Reader", "ReaderRow", "Reading"]
 
-NEAR_ZERO = 0.05
-"""Where an activation function gives no exact zeros, what is at most this share of the root mean square (over the
-site's values in the first batch) counts as zero."""
+
+_FIRST = ExampleAxis()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,12 +28,28 @@ class Reading:
         number: of this site among those of its producer in this pass.
         values: the operator's output, of any shape; it may be overwritten later in the pass.
         valid: False at padding, broadcastable to ``values``; None where all counts.
+        examples: where examples lie, for readers that ask.
     """
 
     site: Site
     number: int
     values: Tensor
     valid: Tensor | None
+    examples: ExampleAxis = _FIRST
+
+    def by_example(self, values: Tensor, size: int) -> Tensor:
+        """``[examples, rows, ..., places]`` of a tensor that spreads to the activation.
+
+        Raises:
+            ValueError: where the examples do not lie as they did in the first batch.
+        """
+        own = self.examples
+        if own.axis in self.site.axes or self.values.shape[own.axis] % size:
+            raise ValueError(
+                f"the activation of {self.site.producer!r} has shape {tuple(self.values.shape)}, and {size} examples "
+                f"should lie along axis {own.axis}; take a criterion that does not ask for examples, such as apoz"
+            )
+        return own.gather(values.expand(self.values.shape), size, self.site.axes)
 
     def over_rest(self, values: Tensor) -> Tensor:
         """Sums over all axes but those of channels, float64 ``[places]``."""
@@ -51,6 +67,9 @@ class Reading:
 
 class Reader(ABC):
     """Sums something up, pass by pass: what one pass read counts when ``commit`` is called behind it."""
+
+    by_example: ClassVar[bool] = False
+    """Whether it asks where examples lie; that is tried by two small runs more."""
 
     @abstractmethod
     def begin(self, batch: Any) -> None:
@@ -72,6 +91,10 @@ class Reader(ABC):
     def result(self) -> dict[str, dict[str, Tensor]]:
         """Kind -> producer -> tensor, of those that were seen."""
 
+    @abstractmethod
+    def nothing(self, size: int) -> dict[str, Tensor]:
+        """Kind -> tensor, of a layer of so many channels that never fires."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReaderRow:
@@ -79,68 +102,3 @@ class ReaderRow:
 
     kinds: Mapping[str, str]
     make: Callable[[Mapping[str, int], frozenset[str]], Reader]
-
-
-@final
-class _Moments(Reader):
-    """``mean |a|``, ``mean a`` and ``share of [a = 0]`` of each channel, summed up in float64."""
-
-    def __init__(self, sizes: Mapping[str, int], kinds: frozenset[str]) -> None:
-        self._kinds, self._sizes = kinds, sizes
-        self._sums = {name: torch.zeros(4, size, dtype=torch.float64) for name, size in sizes.items()}
-        self._limits: dict[tuple[str, int], float] = {}
-        self._new, self._new_limits = dict(self._sums), dict(self._limits)
-
-    def begin(self, batch: Any) -> None:
-        """Rows ``sum |a|, sum a, zeros, count`` of this pass."""
-        self._new = {name: torch.zeros(4, size, dtype=torch.float64) for name, size in self._sizes.items()}
-        self._new_limits = dict(self._limits)
-
-    def read(self, reading: Reading) -> None:
-        """Add one activation."""
-        site, out, valid = reading.site, reading.values, reading.valid
-        values = out if valid is None else torch.where(valid, out, torch.zeros((), dtype=out.dtype, device=out.device))
-        sizes = values.abs()
-        zero = values == 0 if site.exact else sizes <= self._limit(reading, values)
-        zero = zero if valid is None else zero & valid
-        rows = [reading.over_rest(part).cpu() for part in (sizes, values, zero)]
-        there = site.index >= 0
-        self._new[site.producer].index_add_(1, site.index[there], torch.stack([*rows, reading.counts()])[:, there])
-
-    def commit(self) -> None:
-        """Add the pass."""
-        self._limits = self._new_limits
-        for name, sums in self._new.items():
-            self._sums[name] += sums
-
-    def seen(self) -> frozenset[str]:
-        """Producers whose channels all have a count."""
-        return frozenset(name for name, total in self._sums.items() if bool((total[3] > 0).all()))
-
-    def result(self) -> dict[str, dict[str, Tensor]]:
-        """Means over all values."""
-        rows = dict(zip(_MOMENTS, range(3), strict=True))
-        return {
-            kind: {name: self._sums[name][rows[kind]] / self._sums[name][3] for name in self.seen()}
-            for kind in _MOMENTS
-            if kind in self._kinds
-        }
-
-    def _limit(self, reading: Reading, values: Tensor) -> float:
-        """What counts as zero at a site, fixed by the first batch."""
-        place = reading.site.producer, reading.number
-        if place not in self._new_limits:
-            there = reading.site.index >= 0
-            squares = reading.over_rest(values.double().square()).cpu()[there]
-            mean = float(squares.sum()) / max(float(reading.counts()[there].sum()), 1.0)
-            self._new_limits[place] = NEAR_ZERO * mean**0.5
-        return self._new_limits[place]
-
-
-_MOMENTS: Mapping[str, str] = {
-    "activation_mean": "per unit: mean of the activation's absolute value",
-    "activation_signed": "per unit: mean of the activation",
-    "activation_zeros": "per unit: share of zeros among the activations",
-}
-
-READERS: tuple[ReaderRow, ...] = (ReaderRow(_MOMENTS, _Moments),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Source:
         seed: of the noise.
         mode: ``"eval"`` or ``"train"``, the mode of the passes.
         streamed: evidence that was collected during training.
+        example: inputs of the model, for evidence that needs their shape alone.
     """
 
     data: Any = None
@@ -37,6 +38,7 @@ class Source:
     seed: int = 0
     mode: Literal["eval", "train"] = "eval"
     streamed: Evidence | None = None
+    example: Any = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("eval", "train"):
@@ -56,6 +58,7 @@ class Request:
         weights: the parameters behind the targets.
         unit: what is removed together.
         source: data, loss and the rest.
+        settings: hyper-parameters of the criterion that asks.
     """
 
     root: nn.Module
@@ -64,3 +67,4 @@ class Request:
     weights: Layout
     unit: Unit
     source: Source
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -5,21 +5,38 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.core.unit_channel import evidence_layout
 from secateur.model.evidence.activations import ACTIVATION_KINDS, Activations
+from secateur.model.evidence.companions import COMPANION_KINDS, companions
+from secateur.model.evidence.contributions import CONTRIBUTION_KINDS, Contributions
+from secateur.model.evidence.example_gates import EXAMPLE_GATE_KINDS, READER_GATE_KINDS, ExampleGates, ReaderGates
+from secateur.model.evidence.flow import FLOW_KINDS, gather_flow
+from secateur.model.evidence.gate_second import SECOND_KINDS, gate_seconds
 from secateur.model.evidence.gates import GATE_KINDS, GateGradients
 from secateur.model.evidence.gradients import WEIGHT_GRADIENTS, WeightGradients
+from secateur.model.evidence.hessians import DIAGONAL_KINDS, gather_diagonal
+from secateur.model.evidence.inputs import INPUT_KINDS, Inputs
+from secateur.model.evidence.inverses import (
+    INVERSE_FISHER_KINDS,
+    INVERSE_HESSIAN_KINDS,
+    gather_inverse_fisher,
+    gather_inverse_hessian,
+)
+from secateur.model.evidence.lookahead import META_KINDS, gather_meta
 from secateur.model.evidence.passes import Found, Observer, observe
+from secateur.model.evidence.samples import FISHER_KINDS, gather_fisher
+from secateur.model.evidence.second_order import HESSIAN_GRADIENT, gather_hessian_gradient
 from secateur.model.evidence.source import Request, Source
 from secateur.model.names import clean_name, find_parameter, unwrap
 from secateur.model.sharding import full
 from secateur.types import Layout, Unit
 
-__all__ = ["COLLECTORS", "DATA_KINDS", "GRADIENT_KINDS", "KINDS", "Collector", "collect"]
+__all__ = ["COLLECTORS", "DATA_KINDS", "EXAMPLE_KINDS", "GRADIENT_KINDS", "KINDS", "Collector", "collect"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +47,8 @@ class Collector:
         kinds: evidence -> what it is.
         observe: makes an observer that shares the passes over the batches with all others.
         gather: finds the evidence by itself.
-        data: what the user has to give, for the message when it is missing: "gradients", "activations", or "" for
-            evidence that reads no batches.
+        data: what the user has to give, for the message when it is missing: "gradients", "activations", "inputs",
+            or "" for evidence that reads no batches.
     """
 
     kinds: Mapping[str, str]
@@ -40,7 +57,14 @@ class Collector:
     data: str = ""
 
 
-def collect(model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, source: Source) -> Found:
+def collect(
+    model: nn.Module,
+    kinds: Sequence[str],
+    layout: Layout,
+    unit: Unit,
+    source: Source,
+    settings: Mapping[str, Any] | None = None,
+) -> Found:
     """Collect evidence for the targets, in one pass over the batches for all kinds that can share it.
 
     Args:
@@ -49,6 +73,7 @@ def collect(model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, 
         layout: the targets: parameters, or coupled groups of slices of parameters.
         unit: what is removed together; noise is per unit, gates are per output of a layer.
         source: data, loss and the rest.
+        settings: hyper-parameters of the criterion; collectors read those that they know.
 
     Returns:
         Kind -> parameter name (noise: key of the layout) -> tensor, detached, on the CPU or the parameter's device.
@@ -87,7 +112,7 @@ def collect(model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, 
             continue
         if row.data and source.data is None:
             raise ValueError(_MISSING[row.data].format(", ".join(wanted)))
-        request = Request(root, wanted, layout, weights, unit, source)
+        request = Request(root, wanted, layout, weights, unit, source, settings or {})
         if row.observe is not None:
             observers.append(row.observe(request))
         elif row.gather is not None:
@@ -100,6 +125,7 @@ def collect(model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, 
 _MISSING = {
     "gradients": "evidence {} comes from gradients: give data= (a loader, or one (inputs, labels) pair) and loss=; or "
     "let sc.Pruner collect it while you train",
+    "inputs": "evidence {} comes from the inputs of layers: give data= (a loader, or one batch); no loss is needed",
     "activations": "evidence {} comes from activations: give data= (a loader, or one batch); no loss is needed",
 }
 
@@ -146,9 +172,22 @@ COLLECTORS: tuple[Collector, ...] = (
         {"movement": "minus the sum over training steps of gradient times weight (collected by sc.Pruner)"},
         gather=_movement,
     ),
+    Collector(COMPANION_KINDS, gather=companions),
     Collector(WEIGHT_GRADIENTS, observe=WeightGradients, data="gradients"),
     Collector(GATE_KINDS, observe=GateGradients, data="gradients"),
+    Collector(EXAMPLE_GATE_KINDS, observe=ExampleGates, data="gradients"),
+    Collector(READER_GATE_KINDS, observe=ReaderGates, data="gradients"),
+    Collector(SECOND_KINDS, gather=gate_seconds, data="gradients"),
     Collector(ACTIVATION_KINDS, observe=Activations, data="activations"),
+    Collector(FLOW_KINDS, gather=gather_flow),
+    Collector(HESSIAN_GRADIENT, gather=gather_hessian_gradient, data="gradients"),
+    Collector(META_KINDS, gather=gather_meta, data="gradients"),
+    Collector(FISHER_KINDS, gather=gather_fisher, data="gradients"),
+    Collector(INPUT_KINDS, observe=Inputs, data="inputs"),
+    Collector(DIAGONAL_KINDS, gather=gather_diagonal, data="gradients"),
+    Collector(INVERSE_HESSIAN_KINDS, gather=gather_inverse_hessian, data="gradients"),
+    Collector(INVERSE_FISHER_KINDS, gather=gather_inverse_fisher, data="gradients"),
+    Collector(CONTRIBUTION_KINDS, observe=Contributions, data="activations"),
 )
 
 KINDS: Mapping[str, str] = {kind: what for row in COLLECTORS for kind, what in row.kinds.items()}
@@ -158,3 +197,6 @@ DATA_KINDS = frozenset(kind for row in COLLECTORS if row.data for kind in row.ki
 
 GRADIENT_KINDS = frozenset(kind for row in COLLECTORS if row.data == "gradients" for kind in row.kinds)
 """Evidence that needs a loss besides."""
+
+EXAMPLE_KINDS = frozenset(FLOW_KINDS)
+"""Evidence that reads the shape of example inputs."""

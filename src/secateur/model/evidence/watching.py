@@ -10,11 +10,12 @@ from typing import Any, final
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.model.evidence.example_axis import ExampleAxis
 from secateur.model.evidence.readers import Reader, Reading
 from secateur.model.graph.site import Site, Sites
 from secateur.model.graph.trace import where
 
-__all__ = ["Difference", "Watch"]
+__all__ = ["Difference", "Watch", "spread", "token_mask"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +35,23 @@ class Watch(TorchDispatchMode):
         sites: what the run that was looked at did.
         readers: what reads there; they begin anew, and keep what they read when they are told to ``commit``.
         batch: of this run; its ``attention_mask`` ``[B, T]`` says which tokens are padding.
+        examples: producer, number of the reading -> where examples lie in it.
 
     Attributes:
         difference: where the run went another way; what was read is then worth nothing.
     """
 
-    def __init__(self, sites: Sites, readers: Sequence[Reader], batch: Any) -> None:
+    def __init__(
+        self,
+        sites: Sites,
+        readers: Sequence[Reader],
+        batch: Any,
+        examples: Mapping[tuple[str, int], ExampleAxis] | None = None,
+    ) -> None:
         super().__init__()
+        self._examples = examples or {}
         self.difference: Difference | None = None
-        self._sites, self._readers, self._tokens = sites, readers, _token_mask(batch)
+        self._sites, self._readers, self._tokens = sites, readers, token_mask(batch)
         self._count = 0
         self._calls: Counter[str] = Counter()
         for reader in readers:
@@ -79,15 +88,16 @@ class Watch(TorchDispatchMode):
         if out.dim() != site.dims or tuple(out.shape[axis] for axis in site.axes) != site.sizes:
             self.difference = Difference(f"{site.operator} of channels {site.sizes}", str(tuple(out.shape)), where())
             return
-        valid = None if self._tokens is None else _spread(self._tokens, out, site.axes)
+        valid = None if self._tokens is None else spread(self._tokens, out, site.axes)
         number = self._calls[site.producer]
         self._calls[site.producer] += 1
-        reading = Reading(site, number, out.detach(), valid)
+        examples = self._examples.get((site.producer, number), ExampleAxis())
+        reading = Reading(site, number, out.detach(), valid, examples)
         for reader in self._readers:
             reader.read(reading)
 
 
-def _spread(tokens: Tensor, out: Tensor, channels: tuple[int, ...]) -> Tensor | None:
+def spread(tokens: Tensor, out: Tensor, channels: tuple[int, ...]) -> Tensor | None:
     """The token mask ``[B, T]`` along the axes of an activation; None where it has no tokens.
 
     Known are ``[B, T, ...]``, ``[B * T, ...]`` and ``[B, channels or heads, T, ...]``.
@@ -105,7 +115,8 @@ def _spread(tokens: Tensor, out: Tensor, channels: tuple[int, ...]) -> Tensor | 
     return tokens.to(out.device).reshape(shape)
 
 
-def _token_mask(batch: Any) -> Tensor | None:
+def token_mask(batch: Any) -> Tensor | None:
+    """Which tokens ``[B, T]`` of a batch are not padding; None where the batch does not say."""
     given = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if not isinstance(given, Tensor):
         return None

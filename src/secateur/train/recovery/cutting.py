@@ -14,6 +14,7 @@ from secateur.core import batches_needed, evidence_needed, unit_sizes
 from secateur.model.evidence import DATA_KINDS
 from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
+from secateur.train.deciding import to_trace
 from secateur.train.loop.feed import make_feed
 from secateur.train.loop.randomness import borrowed
 from secateur.train.loop.training import Training
@@ -67,9 +68,8 @@ class Cutter:
                 "beside it; leave them out"
             )
         plan = self.plan
-        self.layout = find_layout(
-            self.model, plan.targets, plan.exclude, plan.parsed_unit, self.example_inputs, self.exact
-        )
+        traced = to_trace(plan.criterion, plan.parsed_unit, self.example_inputs)
+        self.layout = find_layout(self.model, plan.targets, plan.exclude, plan.parsed_unit, traced, self.exact)
         self.sizes = unit_sizes(plan.parsed_unit, self.layout)
         if self.sparsities is not None:
             self.sparsities = sparsities_of(self.sparsities)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from secateur.core.mask_actions import act
 from secateur.model.masks import Masks, find_masks, register_masks
-from secateur.model.names import unwrap
+from secateur.model.names import find_parameter, unwrap
 from secateur.model.removal.registry import carry_mark
 from secateur.train.loop.snapshot import Snapshot
 from secateur.train.recovery.fresh import Initialise, give_fresh_weights
 from secateur.train.recovery.same_network import check_same_network, tensors_of
 
-__all__ = ["random_tickets", "reinitialised"]
+__all__ = ["frozen", "random_tickets", "reinitialised", "ticket"]
 
 
 def reinitialised(model: nn.Module, seed: int = 0, *, init: Initialise | None = None) -> nn.Module:
@@ -126,3 +130,121 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in state.items():
             mine[name].copy_(tensor)
+
+
+def ticket(
+    model: nn.Module,
+    *,
+    snapshot: Snapshot | Mapping[str, Tensor],
+    kept: str = "rewind",
+    removed: str = "zero",
+    rescale: bool = False,
+    final: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A copy on the first weights, with what the masks keep and remove set by an action: which part makes a ticket win?
+
+    Kept weights (mask 1): ``rewind``, ``reinit`` (shuffled over the layer), ``reshuffle`` (over the kept ones),
+    ``constant`` (the layer's standard deviation, the population's), and ``signed_reinit``, ``signed_reshuffle``,
+    ``signed_constant``, which keep each weight's own sign. Removed weights (mask 0): ``zero``; ``init``, frozen where
+    they were; ``zero_if_shrunk``: zero if training made them smaller, else frozen where they were. Biases and all
+    that no mask of a weight covers are rewound. With a ``criterion`` of the same paper, such as
+    ``large_init_large_final``, ``signed_constant`` and no training at all this is a supermask.
+
+    Args:
+        model: with masks; it is not changed.
+        snapshot: the first weights: a ``Snapshot`` of step 0, or a state dict.
+        kept: what kept weights become.
+        removed: what removed weights become.
+        rescale: kept values times ``numel / number kept`` of the layer.
+        final: the weights after training, for ``removed="zero_if_shrunk"``.
+        seed: of shuffles.
+
+    Returns:
+        The copy. With ``removed="zero"`` it has masks of its own; else none: train it under ``frozen(copy, masks)``.
+
+    Raises:
+        ValueError: for a model without masks, unknown actions, and weights of another network.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = nn.Linear(8, 4)
+        >>> first = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        >>> masks = sc.prune(net, 0.75)
+        >>> other = ticket(net, snapshot=first, kept="signed_constant")
+        >>> sc.find_masks(other).kept("weight"), other.weight[other.weight != 0].abs().unique().numel()
+        (8, 1)
+
+    Reference:
+        Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
+    """
+    masks = find_masks(model)
+    if masks is None:
+        raise ValueError("this model has no masks, so nothing is kept or removed; prune it first")
+    state = check_same_network(model, snapshot)
+    last = {} if final is None else check_same_network(model, final)
+    generator = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {"kept": kept, "removed": removed, "rescale": rescale}
+    values = {
+        name: act(state[name], masks[name].to(state[name].device), generator, final=last.get(name), **options)
+        for name in masks
+        if state[name].dim() > 1
+    }
+    made = copy.deepcopy(model)
+    carry_mark(unwrap(model), unwrap(made))
+    _fill(made, {**state, **values})
+    for parameter in made.parameters():
+        parameter.grad = None
+    if removed == "zero":
+        _put_on(made, masks, masks.unit_masks)
+    return made
+
+
+@contextmanager
+def frozen(model: nn.Module, masks: Mapping[str, Tensor]) -> Generator[None]:
+    """Train a network whose removed weights stay at the values that they have now, whatever those are.
+
+    In ``with frozen(copy, masks):`` every optimizer that steps the weights gets no gradient for the removed ones and
+    cannot move them; it works in ``sc.fit`` and in a loop of your own.
+
+    Args:
+        model: from ``ticket(removed="init")``, say.
+        masks: parameter name -> bool mask, True: trained; ``sc.find_masks`` of the model that the ticket was made from.
+
+    Raises:
+        ValueError: for names and shapes that are not this model's.
+
+    Example:
+        >>> net, masks = nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])}
+        >>> before = net.weight[0, 1].item()
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=1.0, weight_decay=0.1)
+        >>> with frozen(net, masks):
+        ...     net(torch.ones(1, 2)).sum().backward()
+        ...     optimizer.step()
+        >>> net.weight[0, 1].item() == before
+        True
+    """
+    root, held = unwrap(model), dict[Tensor, tuple[Tensor, Tensor]]()
+    for name, mask in masks.items():
+        parameter = find_parameter(root, name)
+        if mask.shape != parameter.shape:
+            raise ValueError(f"the mask of {name!r} has shape {tuple(mask.shape)}, the weight {tuple(parameter.shape)}")
+        if parameter.dim() > 1:
+            held[parameter] = mask.bool().to(parameter.device), parameter.detach().clone()
+
+    def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter, (mask, _) in held.items():
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(~mask, 0.0)
+
+    def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        with torch.no_grad():
+            for parameter, (mask, value) in held.items():
+                parameter.copy_(torch.where(mask, parameter, value))
+
+    handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

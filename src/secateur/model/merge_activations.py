@@ -1,0 +1,150 @@
+"""Merging removed channels into kept ones by least squares, where they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.criteria.correlated import Fits, fit_removed
+from secateur.core.unit_channel import Channel
+from secateur.model.batches import StepFunction, forward_of, limited, to_device
+from secateur.model.edited import edit
+from secateur.model.evidence.covariance import CrossSums, by_unit
+from secateur.model.evidence.gate_hooks import Stand, reader_stands
+from secateur.model.masks import Masks
+from secateur.model.quietly import quietly
+
+__all__ = ["merge_activations"]
+
+
+def merge_activations(
+    masks: Masks, data: Any, *, step: StepFunction | None = None, batches: int = 10
+) -> dict[tuple[str, str], Fits]:
+    """Let kept channels stand in for removed ones: ``W[:, k] += alpha W[:, r]``, ``b += beta sum W[:, r]``.
+
+    For each layer that reads the channels, on the values that it reads in the dense model: ``x_r ~ alpha x_k + beta``
+    by least squares, with k the kept channel that r correlates with most, of either sign; a constant channel goes into
+    the bias as it is. Exact where the fit is, but for ``beta`` beside the border of a convolution with zero padding. A
+    layer without a bias has no place for beta, and gets the least squares through the origin.
+
+    Fits of a layer do not know of the merges before it. ``masks.undo()`` takes the merge back too.
+
+    Args:
+        masks: of unit ``channel``, with their removed values.
+        data: batches, as for criteria that read activations.
+        step: ``step(model, batch)`` for batches of another shape.
+        batches: how many to read.
+
+    Returns:
+        (Group, weight that reads removed channels of it) -> fits, by numbers of units.
+
+    Raises:
+        ValueError: for other units, masks that gave up their values, groups that a layer without plain inputs reads.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, 2.0], [2.0, 4.0]])), net[0].bias.data.zero_()
+        >>> x = torch.rand(9, 2)
+        >>> before = net(x)
+        >>> masks = sc.prune(net, 0.5, criterion="activation_correlation", unit="channel", data=[x], example_inputs=x)
+        >>> fits = merge_activations(masks, [x])
+        >>> torch.allclose(net(x), before, atol=1e-5)
+        True
+
+    Reference:
+        Babaeizadeh, Smaragdis, Campbell 2016, arXiv 1611.06211 (NoiseOut); formula from memory, not verified.
+    """
+    if not isinstance(masks.unit, Channel):
+        raise ValueError(
+            f"masks of unit {masks.unit.spec!r} have no coupled channels to merge; prune by unit='channel'"
+        )
+    if masks.edited is None:
+        raise ValueError("the removed values are gone (commit() was called, or prune(..., undo=False)): merge before")
+    root = masks.model
+    layout = {name: key for name, key in masks.layout.items() if not bool(masks.unit_masks[name].all())}
+    readers = reader_stands(root, layout)
+    try:
+        masks.restore_values()
+        sums = _read(root, readers, data, step, batches)
+        tensors = dict(root.named_parameters())
+        values: dict[str, Tensor] = {}
+        found: dict[tuple[str, str], Fits] = {}
+        for stand in readers:
+            at = stand.gate, stand.label
+            if at in sums:
+                found[at] = _merged(stand, masks.unit_masks[stand.gate], sums[at], tensors, values)
+    finally:
+        masks.apply()
+    edit(masks, values)
+    return found
+
+
+def _read(
+    root: nn.Module, readers: list[Stand], data: Any, step: StepFunction | None, batches: int
+) -> dict[tuple[str, str], CrossSums]:
+    """Cross sums of what each reader reads, by unit."""
+    sums: dict[tuple[str, str], CrossSums] = {}
+    device = next(root.parameters()).device
+    tokens: list[Tensor | None] = [None]
+    given = [data] if isinstance(data, Tensor) else data
+    with quietly(root, "eval"), torch.no_grad(), _listening(readers, sums, tokens):
+        for batch in limited(given, batches):
+            here = to_device(batch, device)
+            tokens[0] = here.get("attention_mask") if isinstance(here, Mapping) else None
+            forward_of(root, here, step)
+    return sums
+
+
+@contextmanager
+def _listening(
+    readers: list[Stand], sums: dict[tuple[str, str], CrossSums], tokens: list[Tensor | None]
+) -> Iterator[None]:
+    def listen(stand: Stand) -> Any:
+        def hook(module: nn.Module, inputs: Any, kwargs: Any) -> None:
+            x: Tensor = inputs[0] if inputs else next(iter(kwargs.values()))
+            rows = x.movedim(stand.axis, -1)
+            valid = tokens[0]
+            rows = rows[valid != 0] if valid is not None and rows.shape[:2] == valid.shape else rows.flatten(0, -2)
+            assert stand.owner is not None  # of a reader
+            _, own = by_unit(rows, stand.owner, stand.label)
+            if len(own):
+                sums.setdefault((stand.gate, stand.label), CrossSums(own[0])).add(own)
+
+        return hook
+
+    handles = [one.module.register_forward_pre_hook(listen(one), with_kwargs=True) for one in readers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _merged(
+    stand: Stand, kept: Tensor, sums: CrossSums, tensors: Mapping[str, Tensor], values: dict[str, Tensor]
+) -> Fits:
+    """New weight and bias of one reader, into ``values``."""
+    assert stand.owner is not None  # of a reader
+    units = stand.owner[stand.owner >= 0].unique()
+    bias = stand.label.removesuffix("weight") + "bias"
+    mean, moments = sums.mean().cpu(), sums.covariance().cpu()
+    if bias not in tensors:
+        moments, mean = moments + torch.outer(mean, mean), torch.zeros_like(mean)
+    fits = fit_removed(moments, mean, kept[units])
+    weight = values.get(stand.label, tensors[stand.label].detach()).double()
+    new, offset = weight.clone(), torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
+    places = [torch.nonzero(stand.owner == unit).flatten().to(weight.device) for unit in units]
+    for removed, partner, alpha, beta in zip(fits.removed, fits.partner, fits.alpha, fits.beta, strict=True):
+        gone, into = places[int(removed)], places[int(partner)]
+        if int(removed) != int(partner):
+            new[:, into] += float(alpha) * weight[:, gone]
+        offset += float(beta) * weight[:, gone].flatten(1).sum(1)
+    values[stand.label] = new.to(tensors[stand.label])
+    if bias in tensors:
+        values[bias] = (values.get(bias, tensors[bias].detach()).double() + offset).to(tensors[bias])
+    return Fits(units[fits.removed], units[fits.partner], fits.alpha, fits.beta)

@@ -1,0 +1,206 @@
+"""Merging: what reads a removed unit reads a kept one instead, ``W_next[:, kept] += c W_next[:, removed]``.
+
+Whether that can be exact is tried on a copy before anything is changed: there the removed units are made true multiples
+of their partners, and merging must not move the output. A batch norm, GELU or a scale per channel in between shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core import criterion_spec, needs, resolve_criterion
+from secateur.core.criteria import CRITERIA
+from secateur.core.score import CriterionLike
+from secateur.core.unit_channel import Channel
+from secateur.core.unit_rows import unit_rows
+from secateur.model.evidence import Source, collect
+from secateur.model.evidence.companions import bias_names
+from secateur.model.graph.examples import as_examples
+from secateur.model.graph.probe import Probes, difference, outputs_of
+from secateur.model.graph.trace import tensor_names
+from secateur.model.graph.twins import copied
+from secateur.model.sharding import is_sharded
+from secateur.types import CriterionEntry, KeyLayout, Layout, Member, Tensors, Unit
+
+__all__ = ["check_merge", "merged_values"]
+
+_SCALE = 2.0
+"""Of the multiples on which the probe tries units that may be scaled."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Heirs:
+    """Of one group: which unit takes over from which, and with what factor."""
+
+    key: KeyLayout
+    removed: Tensor
+    partner: Tensor
+    factor: Tensor
+
+    @property
+    def probed(self) -> float:
+        """The factor that the probe plants: another than 1 where units may be scaled."""
+        return 1.0 if bool((self.factor == 1).all()) else _SCALE
+
+    def places(self, member: Member) -> tuple[Tensor, Tensor]:
+        """Positions of the removed units along a member's axis, and those of their partners, on the CPU."""
+        positions = _positions(member, self.key.shape[0])
+        return positions[self.removed].flatten(), positions[self.partner].flatten()
+
+
+def check_merge(criterion: CriterionLike, unit: Unit) -> CriterionEntry:
+    """The row of a criterion that knows how to merge.
+
+    Args:
+        criterion: as the user gave it.
+        unit: what is removed together.
+
+    Returns:
+        Its row.
+
+    Raises:
+        ValueError: for criteria that do not, and for other units than ``channel``.
+
+    Example:
+        >>> check_merge("cosine", Channel()).level
+        'unit'
+    """
+    able = ", ".join(repr(name) for name, row in CRITERIA.items() if row.merge is not None)
+    entry = resolve_criterion(criterion)
+    if not isinstance(entry, CriterionEntry) or entry.merge is None:
+        raise ValueError(
+            f"merge=True: {_spec(criterion)} does not say which unit takes over from which; {able} do. Prune without "
+            "merge=, or by one of these"
+        )
+    if not isinstance(unit, Channel):
+        raise ValueError(
+            f"merge=True gives the outgoing weights of removed units to others, and of a {unit.spec} nobody has seen "
+            "who reads it; take unit='channel' with example_inputs="
+        )
+    return entry
+
+
+def merged_values(
+    root: nn.Module, entry: CriterionEntry, layout: Layout, unit_masks: Tensors, example_inputs: object
+) -> dict[str, Tensor]:
+    """The weights that read the units, as they are after the merge; nothing is changed.
+
+    Args:
+        root: an unwrapped module, not masked yet.
+        entry: a row with ``merge``.
+        layout: group -> layout.
+        unit_masks: group -> bool [units], what stays. What earlier masks took has zeros to hand on.
+        example_inputs: for the probe.
+
+    Returns:
+        Parameter name -> float64 values.
+
+    Raises:
+        ValueError: for a group in which merging cannot be exact, with what the probe saw; for sharded models.
+    """
+    tensors = tensor_names(root)
+    heirs = _find_heirs(root, entry, layout, unit_masks)
+    names = {member.name for one in heirs.values() for member in one.key.members if member.part == "in"}
+    if sharded := [name for name in names if is_sharded(tensors[name])]:
+        raise ValueError(f"merge=True: {sharded[0]!r} is sharded; merge before fully_shard")
+    problem = _probed(root, heirs, example_inputs)
+    if problem:
+        alone = {name: _probed(root, {name: one}, example_inputs) for name, one in heirs.items()}
+        name, said = next(((name, said) for name, said in alone.items() if said), (next(iter(heirs)), problem))
+        raise ValueError(
+            f"merge=True: the units of {name!r} cannot take over from each other exactly, even where one is a multiple "
+            f"of another: {said}. Between what makes and what reads them has to be a positively homogeneous function "
+            "that is the same for all of them, such as a ReLU; a batch norm, GELU or a scale per channel is not. "
+            f"Leave it out with exclude=[{name!r}], or prune without merge="
+        )
+    values = {name: tensors[name].detach().to(torch.float64, copy=True) for name in names}
+    for one in heirs.values():
+        _take_over(values, one, None)
+    return values
+
+
+def _find_heirs(root: nn.Module, entry: CriterionEntry, layout: Layout, unit_masks: Tensors) -> dict[str, _Heirs]:
+    assert entry.merge is not None  # check_merge
+    unit, kinds = Channel(), needs(entry.merge)
+    evidence = collect(root, kinds, layout, unit, Source())
+    found: dict[str, _Heirs] = {}
+    for name, key in layout.items():
+        kept = unit_masks[name].cpu().bool()
+        removed = (~kept).nonzero().squeeze(1)
+        if not len(removed) or not bool(kept.any()):
+            continue
+        if not any(member.part == "in" for member in key.members):
+            raise ValueError(f"merge=True: no weight reads the units of {name!r}; leave it out with exclude=[{name!r}]")
+        rows = [unit_rows(kind, evidence[kind], name, key, unit).cpu() for kind in kinds]
+        partner, factor = entry.merge(*rows, kept=kept, removed=removed)
+        some = factor != 0
+        if bool(some.any()):
+            found[name] = _Heirs(key, removed[some], partner[some], factor[some])
+    return found
+
+
+def _take_over(values: dict[str, Tensor], one: _Heirs, factor: float | None) -> None:
+    """Add what reads the removed units to what reads their partners."""
+    for member in one.key.members:
+        if member.part != "in":
+            continue
+        tensor = values[member.name]
+        gone, heir = (places.to(tensor.device) for places in one.places(member))
+        moved = tensor.index_select(member.dim, gone)
+        if factor is None:
+            factors = one.factor.repeat_interleave(len(gone) // len(one.removed)).to(tensor)
+            moved = moved * factors.reshape([-1 if axis == member.dim else 1 for axis in range(tensor.dim())])
+        else:
+            moved = moved * factor
+        tensor.index_add_(member.dim, heir, moved)
+
+
+@torch.no_grad()
+def _probed(root: nn.Module, heirs: Mapping[str, _Heirs], example_inputs: object) -> str:
+    """What merging changes where every removed unit is a multiple of its partner; nothing where it is exact."""
+    planted = copied(root)
+    tensors = tensor_names(planted)
+    biases = set(bias_names({name: one.key for name, one in heirs.items()}, tensors))
+    for one in heirs.values():
+        for member in one.key.members:
+            if member.part == "out" or (member.part == "follows" and member.name in biases):
+                tensor = tensors[member.name].detach()
+                gone, heir = (places.to(tensor.device) for places in one.places(member))
+                tensor.index_copy_(member.dim, gone, tensor.index_select(member.dim, heir) * one.probed)
+    merged = copied(planted)
+    values = {name: tensor.detach() for name, tensor in tensor_names(merged).items()}
+    for one in heirs.values():
+        _take_over(values, one, one.probed)
+    for one in heirs.values():
+        for member in one.key.members:
+            gone = one.places(member)[0].to(values[member.name].device)
+            values[member.name].index_fill_(member.dim, gone, 0)
+    for example, outputs in Probes(planted, as_examples(example_inputs), (2,)).expected(planted):
+        said = difference(outputs, outputs_of(merged, example), exact=True)
+        if said:
+            return said.replace("masked model", "whole model")
+    return ""
+
+
+def _positions(member: Member, units: int) -> Tensor:
+    """[units, positions of each] along a member's axis."""
+    owner = torch.tensor(member.owner)
+    owned = (owner >= 0).nonzero().squeeze(1)
+    counts = torch.bincount(owner[owned], minlength=units)
+    if bool((counts != counts[0]).any()):
+        raise ValueError(
+            f"merge=True: units have different numbers of positions in {member.name!r}, so none can take over from "
+            "another"
+        )
+    return owned[owner[owned].argsort(stable=True)].view(units, -1)
+
+
+def _spec(criterion: CriterionLike) -> str:
+    try:
+        return f"criterion {criterion_spec(criterion)!r}"
+    except ValueError:
+        return "this criterion"

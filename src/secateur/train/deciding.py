@@ -1,0 +1,191 @@
+"""From a model and a plan to unit masks, in one round or in several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.core import (
+    CRITERIA,
+    CriterionLike,
+    decide,
+    evidence_needed,
+    needs,
+    regrows,
+    resolve_criterion,
+    rounds_needed,
+    settings_needed,
+)
+from secateur.core.bit_masks import BitMasks, all_kept
+from secateur.core.schedules import geometric
+from secateur.core.unit_channel import Channel, evidence_layout
+from secateur.model.evidence import EXAMPLE_KINDS, Source, collect
+from secateur.model.masked import masked
+from secateur.model.masks import Masks
+from secateur.model.names import find_parameter, unwrap
+from secateur.model.sharding import full, share_from_first_rank
+from secateur.train.plan import Plan
+from secateur.types import CriterionEntry, Evidence, KeyLayout, Unit
+
+__all__ = ["choose_masks", "choose_with_update", "to_trace"]
+
+
+def choose_masks(
+    model: nn.Module,
+    plan: Plan,
+    sparsity: float,
+    source: Source,
+    layout: Mapping[str, KeyLayout],
+    before: Masks | None = None,
+    *,
+    rounds: int | None = None,
+) -> Mapping[str, Tensor]:
+    """Evidence to unit masks, the same on every rank; the model is not changed.
+
+    In n rounds the share of units that is kept falls by the same factor in each, ``d_k = d_0 (d_n / d_0)^(k / n)``, and
+    evidence is of the network as it is masked so far. What a round removed stays removed, or, for criteria that let it
+    regrow, competes again with the value it had; what ``before`` removed stays removed either way.
+
+    Args:
+        model: as the user gave it.
+        plan: the choices.
+        sparsity: due now.
+        source: of the evidence.
+        layout: the targets.
+        before: masks so far; what they removed stays removed.
+        rounds: how many; None: as the criterion's row says.
+
+    Returns:
+        Parameter or group name -> bool mask in the unit's grid.
+
+    Raises:
+        ValueError: for several rounds to an n:m pattern, and for whatever evidence and decision refuse.
+    """
+    root, unit, regrow = unwrap(model), plan.parsed_unit, regrows(plan.criterion)
+    previous = None if before is None else _so_far(before, unit, layout)
+    if _count(plan, rounds) == 1:
+        return _decide(model, plan, sparsity, _evidence(root, plan, source, layout), layout, previous)
+    weights = {name: full(find_parameter(root, name)).detach() for name in evidence_layout(unit, layout)}
+    dense = {"weight": {name: weight.clone() for name, weight in weights.items()}} if regrow else {}
+    count = _count(plan, rounds)
+    gone = 0.0 if previous is None else 1.0 - _share(previous)
+    masks = previous
+    for index in range(1, count + 1):
+        due = geometric(index / count, gone, sparsity) if gone < sparsity else sparsity
+        hidden = nullcontext() if masks is None else masked(root, unit.expand(masks, layout))
+        with hidden:
+            evidence = {**_evidence(root, plan, source, layout), **dense}
+            masks = _decide(model, plan, due, evidence, layout, previous if regrow else masks)
+    assert masks is not None  # at least two rounds
+    return masks
+
+
+def choose_with_update(
+    model: nn.Module,
+    plan: Plan,
+    sparsity: float,
+    source: Source,
+    layout: Mapping[str, KeyLayout],
+    before: Masks | None = None,
+    *,
+    rounds: int | None = None,
+) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+    """Unit masks in one round, and new values of the weights from the same evidence; the model is not changed.
+
+    Args:
+        model: as the user gave it.
+        plan: the choices.
+        sparsity: due now.
+        source: of the evidence.
+        layout: the targets.
+        before: masks so far; what they removed stays removed.
+        rounds: None or 1.
+
+    Returns:
+        Unit masks, and parameter name -> values in its shape.
+
+    Raises:
+        ValueError: for a criterion without an update, several rounds, and data-parallel models, whose processes would
+            move their weights differently.
+    """
+    entry = resolve_criterion(plan.criterion)
+    if not isinstance(entry, CriterionEntry) or entry.update is None:
+        known = ", ".join(name for name, row in CRITERIA.items() if row.update is not None)
+        raise ValueError(f"update=True: criterion {plan.criterion!r} has no update of the kept weights; {known} have")
+    if _count(plan, rounds) > 1:
+        raise ValueError("update=True moves weights once, so it goes with one round; call prune several times instead")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError("update=True moves weights in every process by its own data; prune before wrapping the model")
+    root, unit, kinds = unwrap(model), plan.parsed_unit, needs(entry.update)[2:]
+    previous = None if before is None else _so_far(before, unit, layout)
+    evidence = _evidence(root, plan, source, layout, kinds)
+    masks = _decide(model, plan, sparsity, evidence, layout, previous)
+    scored = evidence_layout(unit, layout)
+    weights = {name: find_parameter(root, name).detach() for name in scored}
+    removed = {name: ~mask for name, mask in unit.expand(masks, layout).items() if name in scored}
+    return masks, entry.update(weights, removed, *[evidence[kind] for kind in kinds])
+
+
+def to_trace(criterion: CriterionLike, unit: Unit, example_inputs: Any) -> Any:
+    """Example inputs as far as a trace needs them: not those that are for the evidence of the criterion alone.
+
+    Example:
+        >>> from secateur.core import parse_unit
+        >>> to_trace("synflow", parse_unit("weight")[0], torch.ones(1, 3)) is None
+        True
+    """
+    alone = not isinstance(unit, Channel) and not EXAMPLE_KINDS.isdisjoint(evidence_needed(criterion))
+    return None if alone else example_inputs
+
+
+def _count(plan: Plan, rounds: int | None) -> int:
+    if rounds is not None and (type(rounds) is not int or rounds < 1):
+        raise ValueError(f"rounds={rounds!r}: how many rounds to prune in, a whole number from 1")
+    if plan.is_pattern:
+        if rounds not in (None, 1):
+            raise ValueError(f"rounds={rounds}: {plan.within} is reached at once; leave rounds out")
+        return 1
+    return rounds_needed(plan.criterion) if rounds is None else rounds
+
+
+def _evidence(
+    root: nn.Module, plan: Plan, source: Source, layout: Mapping[str, KeyLayout], more: tuple[str, ...] = ()
+) -> Evidence:
+    kinds = tuple(dict.fromkeys((*evidence_needed(plan.criterion), *more)))
+    return collect(root, kinds, layout, plan.parsed_unit, source, settings_needed(plan.criterion))
+
+
+def _decide(
+    model: nn.Module,
+    plan: Plan,
+    sparsity: float,
+    evidence: Evidence,
+    layout: Mapping[str, KeyLayout],
+    previous: Mapping[str, Tensor] | None,
+) -> Mapping[str, Tensor]:
+    masks = decide(
+        criterion=plan.criterion,
+        unit=plan.parsed_unit,
+        allocation=plan.allocation,
+        within=plan.window,
+        sparsity=sparsity,
+        evidence=evidence,
+        layout=layout,
+        reduce=plan.reduce,
+        min_density=plan.min_density,
+        previous=previous,
+    )
+    return share_from_first_rank(masks, unwrap(model), model)
+
+
+def _share(masks: Mapping[str, Tensor]) -> float:
+    return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+
+
+def _so_far(before: Masks, unit: Unit, layout: Mapping[str, KeyLayout]) -> BitMasks:
+    """The masks of these targets before this decision; targets without masks are all kept."""
+    new = {name: key for name, key in layout.items() if name not in before.unit_masks}
+    return before.unit_masks.replaced(all_kept(unit, new)).chosen(layout)

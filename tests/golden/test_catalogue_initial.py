@@ -1,0 +1,168 @@
+"""The catalogue's worked numbers and hard tests of pruning before training (4.1 to 4.8), by the public functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.core import SCHEDULES
+
+F64 = torch.float64
+
+
+def layer(weight: list[list[float]]) -> nn.Linear:
+    made = nn.Linear(len(weight[0]), len(weight), bias=False, dtype=F64)
+    made.weight.data.copy_(torch.tensor(weight, dtype=F64))
+    return made
+
+
+def test_w12_the_three_classic_mistakes_of_the_fisher() -> None:
+    """Loss w . x has the gradient x: samples with the catalogue's gradients."""
+    net, x = layer([[1.0, 2.0]]), torch.tensor([[0.5, -0.1], [-0.5, 0.3], [0.4, 0.1]], dtype=F64)
+    found = sc.score(net, "fisher", data=(x, torch.zeros(3)), loss=lambda output, y: output.mean())["weight"]
+    assert found.flatten().tolist() == pytest.approx([0.22, 4 * 0.0366667], abs=1e-6)
+    square_of_mean, last = x.mean(0).square(), x[-1].square()
+    assert square_of_mean.tolist() == pytest.approx([0.017778, 0.01], abs=1e-6)
+    assert last.tolist() == pytest.approx([0.16, 0.01], abs=1e-6)
+
+
+def test_w14_grasp_on_a_quadratic() -> None:
+    h = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, -0.4], [0.0, -0.4, 3.0]], dtype=F64)
+    b = torch.tensor([1.0, -0.5, 0.2], dtype=F64)
+    net = layer([[0.6, -1.0, 0.4]])
+
+    def step(model: Any, batch: Any) -> Tensor:
+        w = model.weight.flatten()
+        return 0.5 * w @ h @ w - b @ w
+
+    found = sc.score(net, "grasp", data=[0], step=step)["weight"].flatten()
+    assert found.tolist() == pytest.approx([-0.468, 1.07, 1.7376])
+    masks = sc.prune(net, 1 / 3, criterion="grasp", data=[0], step=step)
+    assert masks["weight"].flatten().tolist() == [False, True, True]
+
+
+def test_w15_synflow_conserves_r_in_every_layer() -> None:
+    net = nn.Sequential(layer([[1.0, -2.0], [3.0, 0.5]]), nn.ReLU(), layer([[-1.0, 2.0]]))
+    found = sc.score(net, "synflow")
+    assert found["0.weight"].tolist() == [[1.0, 2.0], [6.0, 1.0]]
+    assert found["2.weight"].tolist() == [[3.0, 7.0]]
+    assert found["0.weight"].sum() == found["2.weight"].sum() == 10.0
+
+
+def test_w15_and_w16_schedules() -> None:
+    keep = SCHEDULES["geometric"].function
+    assert [round(1 - keep(k / 100, 0.0, 0.99), 5) for k in (1, 10, 50, 100)] == [0.95499, 0.63096, 0.1, 0.01]
+    expected = [0.63096, 0.39811, 0.25119, 0.15849, 0.1, 0.0631, 0.03981, 0.02512, 0.01585, 0.01]
+    assert [round(1 - keep(t / 10, 0.0, 0.99), 5) for t in range(1, 11)] == expected
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 2.88), (3, 1.179648)])
+@pytest.mark.parametrize("criterion", ["prospr", "prospr_gate"])
+def test_w17_prospr_in_one_dimension(criterion: str, steps: int, expected: float) -> None:
+    """L = w^2, a = 2, eta = 0.1: s = a (1 - eta a)^(2 M) w^2."""
+    net = nn.Sequential(layer([[1.5]]), nn.Identity(), layer([[1.0]]))
+    net[2].requires_grad_(False)
+
+    def step(model: Any, batch: Any) -> Tensor:
+        return model[0].weight.square().sum()
+
+    found = sc.score(net, criterion, unit="filter", targets="0.weight", data=[0], step=step, batches=steps + 1)[
+        "0.weight"
+    ]
+    assert found.item() == pytest.approx(expected)
+
+
+# -- hard tests of 4.8 ----------------------------------------------------------------------------------------
+
+
+def clusters(seed: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(5, 20, generator=g) * 1.2
+    y = torch.randint(0, 5, (600,), generator=g)
+    return centres[y] + torch.randn(600, 20, generator=g), y
+
+
+def mlp(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5))
+
+
+def gradient_norm(net: nn.Module, data: tuple[Tensor, Tensor], masks: Any = None) -> float:
+    names = ["0.weight", "2.weight", "4.weight"]
+    loss = F.cross_entropy(net(data[0]) / 200.0, data[1])
+    made = torch.autograd.grad(loss, [net.get_parameter(name) for name in names])
+    kept = [torch.ones_like(g) if masks is None else masks[name] for name, g in zip(names, made, strict=True)]
+    return sum(float((g * mask).square().sum()) for g, mask in zip(made, kept, strict=True))
+
+
+def reversed_grasp(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
+    return -weight * hessian_gradient
+
+
+@pytest.mark.parametrize(
+    ("seed", "published"),
+    [(0, (1.7283, 0.2398, 0.0036)), (1, (1.5248, 0.2801, 0.0017)), (3, (1.3684, 0.225, 0.0037))],
+)
+def test_p1_what_pruning_leaves_of_the_gradient_tells_the_sign_of_grasp(
+    seed: int, published: tuple[float, float, float]
+) -> None:
+    data, ratio = clusters(seed), {}
+    for criterion in ("grasp", "snip", "random", reversed_grasp):
+        net = mlp(seed)
+        dense = gradient_norm(net, data)
+        masks = sc.prune(net, 0.8, criterion=criterion, data=data, loss=F.cross_entropy, min_density=None)
+        ratio[criterion] = gradient_norm(net, data, masks) / dense
+    assert ratio["grasp"] > 1 > ratio["snip"] > ratio["random"] > ratio[reversed_grasp]
+    assert ratio["grasp"] == pytest.approx(published[0], abs=2e-3)
+    assert ratio[reversed_grasp] == pytest.approx(published[2], abs=2e-3)
+
+
+def lenet(biases: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    for module in net[::2]:
+        if not biases:
+            nn.init.zeros_(module.bias)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("criterion", "rounds", "sparsity", "kept", "effective"),
+    [
+        ("magnitude", None, 0.99, [0, 2208, 454], 0),
+        ("snip", None, 0.99, [162, 2045, 455], 1170),
+        ("synflow", None, 0.99, [1321, 675, 666], 2662),
+        ("synflow", 1, 0.99, [0, 1695, 967], 0),
+        ("magnitude", None, 0.999, [0, 0, 266], 0),
+        ("snip", None, 0.999, [0, 58, 208], 0),
+        ("synflow", None, 0.999, [129, 37, 100], 264),
+        ("synflow", 1, 0.999, [0, 0, 266], 0),
+    ],
+)
+def test_p3_layer_collapse_of_lenet_300_100(
+    criterion: str, rounds: int | None, sparsity: float, kept: list[int], effective: int
+) -> None:
+    net = lenet(biases=criterion != "synflow")
+    given: dict[str, Any] = {}
+    if criterion == "snip":
+        net_rng = lenet(biases=True)  # the script drew its data right behind the network
+        assert torch.equal(net_rng[0].weight, net[0].weight)
+        given = {"data": (torch.randn(100, 784), torch.randint(0, 10, (100,))), "loss": F.cross_entropy}
+    masks = sc.prune(net, sparsity, criterion=criterion, rounds=rounds, min_density=None, **given)
+    counts = [masks.kept(name) for name in masks]
+    assert sum(counts) == sum(kept)
+    assert counts == kept
+    assert sc.effective(net).effective == effective
+
+
+def test_p3_random_with_the_densities_of_erdos_renyi_keeps_every_layer() -> None:
+    net = lenet(biases=True)
+    masks = sc.prune(net, 0.99, criterion="random", allocation="erk", min_density=None)
+    counts = [masks.kept(name) for name in masks]
+    assert sum(counts) == 2662
+    assert all(count > 100 for count in counts)
