@@ -40,7 +40,8 @@ WEIGHTS, MACS = (0.3, 0.5, 0.7), (0.2, 0.3)
 SEEDS = 3
 READ = 32
 COLUMNS = ("accuracy, %", "batch norms again, %", "refitted, %", "refitted, batch norms again, %")
-RESULT = RESULTS / "resnet20_criteria.json"
+RECONSTRUCT: Any = getattr(sc, "reconstruct", None)
+RESULT = RESULTS / "resnet20_every_criterion.json"
 
 
 def one_of_each() -> dict[str, Any]:
@@ -90,8 +91,8 @@ def pruned_channels(dense: nn.Module, name: str, amount: float, train: Data, see
 def accuracies(model: nn.Module, data: Data, train: Data, finish: Callable[[nn.Module], nn.Module]) -> list[Any]:
     """The four figures of one pruned network; what ``sc.reconstruct`` would fill is empty where there is none."""
     found: list[Any] = [*both(finish(model), data, train), None, None]
-    if hasattr(sc, "reconstruct"):
-        sc.reconstruct(model, data=[x for x, _ in batches(train)], batches=READ)
+    if RECONSTRUCT is not None:
+        RECONSTRUCT(model, data=[x for x, _ in batches(train)], batches=READ)
         found[2:] = both(finish(model), data, train)
     return found
 
@@ -163,7 +164,7 @@ def main() -> None:
     if not rows:
         rows.append(["nothing", "dense", 0, *(round(one, 2) for one in both(dense, data, train)), None, None, ""])
     # A row whose refit is empty is done again once there is one.
-    rows = [one for one in rows if one[1] == "dense" or one[5] is not None or one[7] or not hasattr(sc, "reconstruct")]
+    rows = [one for one in rows if one[1] == "dense" or one[5] is not None or one[7] or RECONSTRUCT is None]
     done = {(one[0], one[1], one[2]) for one in rows}
     for kind, name, amount in planned(options.only):
         if (kind, name, round(100 * amount)) not in done:

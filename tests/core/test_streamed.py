@@ -17,8 +17,9 @@ from secateur.core import CRITERIA, allocate, check_scores, decide, needs, parse
 from secateur.core.allocations import global_
 from secateur.core.bit_masks import BitMasks, all_kept
 from secateur.core.border import Pool, border
-from secateur.core.score import score, streamed_score
+from secateur.core.score import score
 from secateur.core.streamed import Streamed, in_pieces, left_over, pieces_of
+from secateur.core.streamed_score import streamed_score
 from secateur.types import NM, CriterionEntry, KeyLayout
 
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -1e-45, 3e38, -3e38, 1.0 + 2**-23, 2.0**-126, 7.0, 7.0])

@@ -10,8 +10,8 @@ from torch import Tensor
 from secateur.core.allocate import AllocationLike, allocate
 from secateur.core.asked import CriterionLike
 from secateur.core.bit_masks import BitMasks
-from secateur.core.score import streamed_score
 from secateur.core.select import Within, select_each
+from secateur.core.streamed_score import streamed_score
 from secateur.core.units import parse_unit
 from secateur.types import NM, Evidence, Layout, Reduce, Tensors, Unit
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from secateur.core.asked import CriterionLike, resolve_criterion
 from secateur.core.combine import merge
 from secateur.core.names import needs
-from secateur.core.reduce import reduce_axes
 from secateur.core.select import check_scores
-from secateur.core.streamed import Pieces, Streamed, in_pieces
 from secateur.core.unit_channel import Channel, evidence_layout
 from secateur.core.unit_rows import ROW_KINDS, unit_rows
-from secateur.core.units import Weight, unit_name
+from secateur.core.units import unit_name
 from secateur.types import CriterionEntry, Evidence, KeyLayout, Layout, Reduce, Tensors, Unit
 
-__all__ = ["score", "streamed_score"]
+__all__ = ["score"]
 
 
 def score(
@@ -69,36 +65,6 @@ def score(
         scores = merge(parts, resolved.how)
     check_scores(scores)
     return scores
-
-
-def streamed_score(
-    criterion: CriterionLike, evidence: Evidence, layout: Layout, unit: Unit, reduce: Reduce | None = None
-) -> Tensors:
-    """As ``score``; what an elementwise criterion gives to single weights is made when it is read, and not before.
-
-    Returns:
-        Parameter or group -> scores.
-    """
-    entry = resolve_criterion(criterion)
-    if not (isinstance(entry, CriterionEntry) and entry.elementwise and unit == Weight()):
-        return score(criterion, evidence, layout, unit, reduce)
-    names = needs(entry.function)
-    for key in layout:
-        for name in names:
-            if tuple(_read(entry, evidence, name, key).shape) != unit.grid(layout[key]):
-                return score(criterion, evidence, layout, unit, reduce)  # which says what is wrong
-
-    def passes(key: str) -> Pieces:
-        def start() -> Iterator[Tensor]:
-            flat = [evidence[name][key].flatten() for name in names]
-            for pieces in zip(*map(in_pieces, flat), strict=True):
-                yield reduce_axes(entry.function(*pieces), (), entry.reduce if reduce is None else reduce)
-
-        return start
-
-    made = Streamed({key: unit.grid(one) for key, one in layout.items()}, {key: passes(key) for key in layout})
-    check_scores(made)
-    return made
 
 
 def _score_entry(
