@@ -133,6 +133,7 @@ def to_trace(criterion: CriterionLike, unit: Unit, example_inputs: Any) -> Any:
     """Example inputs as far as a trace needs them: not those that are for the evidence of the criterion alone.
 
     Example:
+        >>> import torch
         >>> from secateur.core import parse_unit
         >>> to_trace("synflow", parse_unit("weight")[0], torch.ones(1, 3)) is None
         True
