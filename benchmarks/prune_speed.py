@@ -120,7 +120,7 @@ def main() -> None:
         "rows": rows,
         "environment": {key: machine[key] for key in ("cpu", "threads", "torch", "secateur")},
         "note": (
-            f"The least of three processes each. Wanted for elementwise criteria under global selection: {LIMIT_S} s and "
+            f"The least of three processes each. Wanted of elementwise criteria and global selection: {LIMIT_S} s and "
             f"{LIMIT_SHARE} of the weights' memory; with undo=True the removed values are kept besides."
         ),
     }
