@@ -14,10 +14,11 @@ import secateur as sc
 from secateur.train.loop.checkpoint import check_plain
 
 
-def network(*, dropout: float = 0.0) -> nn.Sequential:
+def network(*, dropout: float = 0.0, norm: bool = True) -> nn.Sequential:
     torch.manual_seed(0)
+    second = nn.BatchNorm1d(10) if norm else nn.Identity()
     return nn.Sequential(
-        nn.Linear(6, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Dropout(dropout), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3)
+        nn.Linear(6, 10), second, nn.ReLU(), nn.Dropout(dropout), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3)
     )
 
 
@@ -114,11 +115,11 @@ def test_evaluation_and_passes_that_raise_do_not_count():
 
 @pytest.mark.parametrize(
     ("criterion", "unit"),
-    [("mean_activation", "filter"), ("apoz", "filter"), ("correlation", "filter"), ("hrank", "filter"), ("wanda", "weight")],
+    [("mean_activation", "filter"), ("apoz", "filter"), ("activation_correlation", "filter"), ("hrank", "filter"), ("wanda", "weight")],
 )
 def test_a_checkpoint_between_two_watched_passes_goes_on_bit_by_bit(criterion: str, unit: str):
     def start() -> tuple[nn.Module, torch.optim.Optimizer, sc.Pruner]:
-        net = network()
+        net = network(norm=criterion != "hrank")
         optimizer = torch.optim.SGD(net.parameters(), 0.05)
         pruner = sc.Pruner(net, plan(criterion, 6, unit), batches=4)
         pruner.attach(optimizer)
@@ -161,6 +162,16 @@ def test_without_a_forward_pass_there_is_advice():
         pruner.attach(torch.optim.SGD(net.parameters(), 0.1))
 
 
+def test_examples_that_mix_in_training_are_refused_with_a_way_out():
+    """Batch norm in train mode: which part of an activation is whose cannot be found by changing one example."""
+    net = network()
+    pruner = sc.Pruner(net, plan("hrank", 2))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    pruner.attach(optimizer)
+    with pytest.raises(ValueError, match=r"cannot be told apart.*Or give the Pruner data="):
+        train(net, optimizer, 0, 2)
+
+
 def test_nothing_stays_in_the_model_outside_of_the_window():
     net = network()
     pruner = sc.Pruner(net, plan("mean_activation", 4), batches=2)
@@ -176,7 +187,7 @@ def test_nothing_stays_in_the_model_outside_of_the_window():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: torch.load(_saved(net), weights_only=False)])
 def test_copies_of_a_watched_model_are_models_of_their_own(copied: Callable[[nn.Module], nn.Module]):
-    net = network()
+    net = network(norm=False)
     pruner = sc.Pruner(net, plan("mean_activation", 2), batches=2)
     other = copied(net)
     assert "forward" in vars(net)

@@ -118,7 +118,7 @@ class TrainingPasses:
                 stack.enter_context(observer.installed())
             for observer in self._observers:
                 with _aside(self._root):
-                    observer.prepare(one)
+                    _prepare(observer, one)
             for observer in self._observers:
                 stack.enter_context(observer.around(one))
             output = forward(*args, **kwargs)
@@ -158,6 +158,13 @@ class _Watched:
             del self._root.forward
         else:
             self._root.forward = self._before
+
+
+def _prepare(observer: Streamable, one: Pass) -> None:
+    try:
+        observer.prepare(one)
+    except ValueError as error:
+        raise ValueError(f"{error}. Or give the Pruner data= (calibration batches, read in eval mode)") from error
 
 
 def _same(forward: Any) -> Any:
