@@ -69,7 +69,7 @@ def once(name: str, blocks: int) -> tuple[float, float, int]:
     options: dict[str, Any] = {"sparsity": 0.9} | CASES[name]
     torch.manual_seed(0)
     model = transformer_like(blocks)
-    given = [torch.rand(p.shape) for p in model.parameters()] if "criterion" in options else []
+    given = [torch.rand(p.shape) for p in model.parameters()] if options.get("criterion") == "snip" else []
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
