@@ -43,8 +43,18 @@ CASES = {
     "magnitude, global, filters, undo=False": {"undo": False, "unit": "filter"},
     "magnitude, 2 of 4, undo=False": {"undo": False, "unit": "2 of 4", "sparsity": None},
     "cosine, filters": {"undo": False, "unit": "filter", "criterion": "cosine", "allocation": "uniform"},
-    "geometric median, filters": {"undo": False, "unit": "filter", "criterion": "geometric_median", "allocation": "uniform"},
-    "correlation, filters": {"undo": False, "unit": "filter", "criterion": "weight_correlation", "allocation": "uniform"},
+    "geometric median, filters": {
+        "undo": False,
+        "unit": "filter",
+        "criterion": "geometric_median",
+        "allocation": "uniform",
+    },
+    "correlation, filters": {
+        "undo": False,
+        "unit": "filter",
+        "criterion": "weight_correlation",
+        "allocation": "uniform",
+    },
     "snip from given gradients, global, no model": {"criterion": "snip"},
 }
 LIMIT_S, LIMIT_PAIRS, LIMIT_SHARE = 3.0, 30.0, 0.3
@@ -124,7 +134,8 @@ def main() -> None:
         "environment": {key: machine[key] for key in ("cpu", "threads", "torch", "secateur")},
         "note": (
             f"The least of three processes each. Wanted of elementwise criteria and global selection: {LIMIT_S} s and "
-            f"{LIMIT_SHARE} of the weights' memory, of pairwise ones {LIMIT_PAIRS} s; with undo=True the removed values are kept besides."
+            f"{LIMIT_SHARE} of the weights' memory, of pairwise ones {LIMIT_PAIRS} s; "
+            "with undo=True the removed values are kept besides."
         ),
     }
     asked.out.parent.mkdir(exist_ok=True)

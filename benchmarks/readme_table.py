@@ -1,4 +1,4 @@
-"""Write the result tables from ``benchmarks/results/*.json``: all on docs/results.md, a few in README.md. Never by hand.
+"""Write the result tables from ``benchmarks/results/*.json``: all on docs/results.md, a few in README.md.
 
     python benchmarks/readme_table.py            # rewrite both pages between their markers
     python benchmarks/readme_table.py --check    # exit 1 if one of them is not what the results say
@@ -85,7 +85,7 @@ def render_table(result: dict[str, Any], source: str) -> str:
 
 
 def render_page(page: str, folder: Path, only: Sequence[str] | None = None) -> str:
-    """The page with everything between its markers replaced by the tables of ``folder``, or by those few, in their order."""
+    """The page with the tables of ``folder``, or those few in their order, in place of what its markers hold."""
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"the page needs one line {BEGIN} and one line {END} after it")
     before, rest = page.split(BEGIN)

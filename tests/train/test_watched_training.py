@@ -34,7 +34,9 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: in
 
 
 def plan(criterion: str, at: int, unit: str = "filter", sparsity: float = 0.5) -> sc.Plan:
-    return sc.Plan(sparsity, criterion=criterion, unit=unit, begin=at, end=at, schedule="one_shot", allocation="uniform")
+    return sc.Plan(
+        sparsity, criterion=criterion, unit=unit, begin=at, end=at, schedule="one_shot", allocation="uniform"
+    )
 
 
 def lowest(scores: Tensor, count: int) -> set[int]:
@@ -115,7 +117,13 @@ def test_evaluation_and_passes_that_raise_do_not_count():
 
 @pytest.mark.parametrize(
     ("criterion", "unit"),
-    [("mean_activation", "filter"), ("apoz", "filter"), ("activation_correlation", "filter"), ("hrank", "filter"), ("wanda", "weight")],
+    [
+        ("mean_activation", "filter"),
+        ("apoz", "filter"),
+        ("activation_correlation", "filter"),
+        ("hrank", "filter"),
+        ("wanda", "weight"),
+    ],
 )
 def test_a_checkpoint_between_two_watched_passes_goes_on_bit_by_bit(criterion: str, unit: str):
     def start() -> tuple[nn.Module, torch.optim.Optimizer, sc.Pruner]:
@@ -158,7 +166,7 @@ def test_a_checkpoint_without_the_first_passes_would_be_another():
 def test_without_a_forward_pass_there_is_advice():
     net = network()
     pruner = sc.Pruner(net, plan("mean_activation", 0))
-    with pytest.raises(ValueError, match="no forward pass in train mode was seen yet.*data="):
+    with pytest.raises(ValueError, match=r"no forward pass in train mode was seen yet.*data="):
         pruner.attach(torch.optim.SGD(net.parameters(), 0.1))
 
 

@@ -119,7 +119,9 @@ def collect(
     observers: list[Observer] = []
     for row, request in _rows_for(root, missing, layout, unit, source, settings):
         if row.data and source.data is None:
-            raise ValueError(_MISSING["labels" if "labels" in request.kinds else row.data].format(", ".join(request.kinds)))
+            raise ValueError(
+                _MISSING["labels" if "labels" in request.kinds else row.data].format(", ".join(request.kinds))
+            )
         if row.observe is not None:
             observers.append(row.observe(request))
         elif row.gather is not None:
@@ -142,7 +144,9 @@ def streamers(
         settings: hyper-parameters of the criterion.
     """
     wanted = [kind for kind in kinds if kind in FORWARD_KINDS]
-    made = [row.observe(r) for row, r in _rows_for(unwrap(model), wanted, layout, unit, Source(), settings) if row.observe]
+    made = [
+        row.observe(r) for row, r in _rows_for(unwrap(model), wanted, layout, unit, Source(), settings) if row.observe
+    ]
     return [one for one in made if isinstance(one, Streamable)]
 
 
