@@ -3,8 +3,9 @@
     python -m benchmarks.language_model [--held-out 200] [--calibration 128]
 
 Nats per token on held-out stories. Every layer loses the same share, with OWL more where few outliers are; layers are
-pruned one after another on what the pruned layers before them make. "Without refit" is the mask alone, or the solver's own update; "with refit" is the same
-mask with kept weights fitted by least squares. Cases that the result file already has are not run again.
+pruned one after another on what the pruned layers before them make. "Without refit" is the mask alone, or the solver's
+own update; "with refit" is the same mask with kept weights fitted by least squares. Cases that the result file already
+has are not run again.
 """
 
 from __future__ import annotations
