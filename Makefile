@@ -109,9 +109,9 @@ docs: $(STAMPS)/dev  ## build the documentation into site/; a warning is an erro
 bench:  ## how to run the benchmarks
 	@echo "One script per claim; each writes benchmarks/results/NAME.json and resumes where it stopped:"
 	@ls benchmarks/*.py | grep -v -e readme_table -e '/_' | sed "s|^|  $(PY) |"
-	@echo "Then \`make readme\` puts the results into README.md."
+	@echo "Then \`make readme\` puts the results into README.md and docs/results.md."
 
-readme: $(STAMPS)/dev  ## write the result tables of README.md from benchmarks/results
+readme: $(STAMPS)/dev  ## write the result tables of README.md and docs/results.md from benchmarks/results
 	$(PY) benchmarks/readme_table.py
 
 clean:  ## remove what was built and written, the .venv too

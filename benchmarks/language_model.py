@@ -2,9 +2,10 @@
 
     python -m benchmarks.language_model [--held-out 200] [--calibration 128]
 
-Nats per token on held-out stories. Every layer loses the same share; layers are pruned one after another on what the
-pruned layers before them make. "Without refit" is the mask alone, or the solver's own update; "with refit" is the same
-mask with kept weights fitted by least squares. Cases that the result file already has are not run again.
+Nats per token on held-out stories. Every layer loses the same share, with OWL more where few outliers are; layers are
+pruned one after another on what the pruned layers before them make. "Without refit" is the mask alone, or the solver's
+own update; "with refit" is the same mask with kept weights fitted by least squares. Cases that the result file already
+has are not run again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"criterion": "magnitude"},
     "wanda": {"criterion": "wanda", "within": "row"},
     "ria": {"criterion": "ria", "within": "row"},
+    "wanda, owl": {"criterion": "wanda", "within": "row", "allocation": "owl"},
+    "sparsegpt, owl": {"solver": "sparsegpt", "criterion": "wanda", "allocation": "owl"},
     "sparsegpt": {"solver": "sparsegpt"},
     "obc": {"solver": "obc"},
 }
@@ -72,7 +75,11 @@ def main() -> None:
     sizes = f"{given.calibration} stories of 256 tokens, measured on {given.held_out} others"
     rows = read_rows(given.out, sizes)
     for amount, method, refit in [("0 %", "dense", False)] + [
-        (amount, method, refit) for amount in AMOUNTS for method in METHODS for refit in (False, True)
+        (amount, method, refit)
+        for amount, given_amount in AMOUNTS.items()
+        for method in METHODS
+        for refit in (False, True)
+        if not (isinstance(given_amount, sc.NM) and "allocation" in METHODS[method])  # a pattern shares out by itself
     ]:
         key = [method, amount, "yes" if refit else "no"]
         if any(row[:3] == key for row in rows):

@@ -1,8 +1,8 @@
 """A published ResNet-20 for CIFAR-10, pruned once by every criterion there is, without any training.
 
-    python benchmarks/oneshot_criteria.py                      # every row that is not there yet
-    python benchmarks/oneshot_criteria.py --only l2 snip       # some criteria
-    python benchmarks/oneshot_criteria.py --fresh              # forget the rows of earlier runs
+    python benchmarks/oneshot_criteria.py weights                 # every row that is not there yet
+    python benchmarks/oneshot_criteria.py channels --only l2 snip # some criteria
+    python benchmarks/oneshot_criteria.py weights --fresh         # forget the rows of earlier runs
 
 Weights: 30, 50 and 70 % of all, in one pool. Channels: 20 and 30 % fewer multiply-adds, taken out for good. Accuracy on
 the first 1,000 test images in exact pixels: as pruned, with batch-norm statistics taken again, with the kept weights
@@ -20,6 +20,7 @@ import argparse
 import copy
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,10 @@ from secateur.measure import environment
 
 WEIGHTS, MACS = (0.3, 0.5, 0.7), (0.2, 0.3)
 SEEDS = 3
-READ = 32
+REFIT, STATISTICS = 4, 16
+"""Batches of 128 images."""
 COLUMNS = ("accuracy, %", "batch norms again, %", "refitted, %", "refitted, batch norms again, %")
-RECONSTRUCT: Any = getattr(sc, "reconstruct", None)
-RESULT = RESULTS / "resnet20_every_criterion.json"
+AMOUNTS = {"weights": WEIGHTS, "channels": MACS}
 
 
 def one_of_each() -> dict[str, Any]:
@@ -88,20 +89,18 @@ def pruned_channels(dense: nn.Module, name: str, amount: float, train: Data, see
     return model
 
 
-def accuracies(model: nn.Module, data: Data, train: Data, finish: Callable[[nn.Module], nn.Module]) -> list[Any]:
-    """The four figures of one pruned network; what ``sc.reconstruct`` would fill is empty where there is none."""
-    found: list[Any] = [*both(finish(model), data, train), None, None]
-    if RECONSTRUCT is not None:
-        RECONSTRUCT(model, data=[x for x, _ in batches(train)], batches=READ)
-        found[2:] = both(finish(model), data, train)
-    return found
+def accuracies(model: nn.Module, data: Data, train: Data, finish: Callable[[nn.Module], nn.Module]) -> list[float]:
+    """The four figures of one pruned network."""
+    plain = both(finish(model), data, train)
+    sc.reconstruct(model, data=[x for x, _ in batches(train)], batches=REFIT)
+    return [*plain, *both(finish(model), data, train)]
 
 
 def both(model: nn.Module, data: Data, train: Data) -> list[float]:
     """Accuracy as it is, and with batch-norm statistics taken again."""
     plain = 100 * sc.evaluate(model, data).top1
     again = copy.deepcopy(model)
-    sc.recalibrate(again, batches(train), batches=READ)
+    sc.recalibrate(again, batches(train), batches=STATISTICS)
     return [plain, 100 * sc.evaluate(again, data).top1]
 
 
@@ -113,43 +112,43 @@ def row(dense: nn.Module, kind: str, name: str, amount: float, data: Data, train
         seeds = range(SEEDS if name == "random" else 1)
         found = [accuracies(choose(dense, name, amount, train, seed), data, train, finish) for seed in seeds]
     except ValueError as error:
-        return [kind, name, round(100 * amount), *[None] * len(COLUMNS), str(error)]
-    means = [None if None in several else round(statistics.mean(several), 2) for several in zip(*found, strict=True)]
-    return [kind, name, round(100 * amount), *means, ""]
+        return [name, round(100 * amount), *[None] * len(COLUMNS), str(error)]
+    means = [round(statistics.mean(several), 2) for several in zip(*found, strict=True)]
+    return [name, round(100 * amount), *means, ""]
 
 
-def planned(only: list[str] | None) -> list[tuple[str, str, float]]:
-    """Every (kind, criterion, amount) to do; unit criteria of channels score no weights."""
-    found: list[tuple[str, str, float]] = []
-    for name, entry in one_of_each().items():
-        if only and name not in only:
-            continue
-        if entry.level == "weight" or entry.units is None or "weight" in entry.units:
-            found += [("weights", name, amount) for amount in WEIGHTS]
-        if entry.level == "weight" or entry.units is None or "channel" in entry.units:
-            found += [("channels", name, amount) for amount in MACS]
-    return found
+def planned(kind: str, only: list[str] | None) -> list[tuple[str, float]]:
+    """Every (criterion, amount) to do; unit criteria of channels score no weights."""
+    unit = {"weights": "weight", "channels": "channel"}[kind]
+    return [
+        (name, amount)
+        for name, entry in one_of_each().items()
+        if (not only or name in only) and (entry.level == "weight" or entry.units is None or unit in entry.units)
+        for amount in AMOUNTS[kind]
+    ]
 
 
-def write(rows: list[list[Any]]) -> None:
+def write(path: Path, kind: str, rows: list[list[Any]]) -> None:
     """The whole file, in one go."""
     machine = environment().to_record()
+    amount = {"weights": "weights removed, %", "channels": "multiply-adds saved, %"}[kind]
     result = {
-        "title": "ResNet-20 on CIFAR-10, pruned once by every criterion, no training: 1,000 exact test images",
-        "columns": ["what goes", "criterion", "removed (weights) or saved (multiply-adds), %", *COLUMNS, "refused"],
+        "title": f"ResNet-20 on CIFAR-10, {kind} removed once, no training: 1,000 exact test images",
+        "columns": ["criterion", amount, *COLUMNS, "refused"],
         "rows": rows,
         "environment": {key: machine[key] for key in ("cpu", "threads", "torch", "secateur")},
         "note": f"Random is the mean of {SEEDS} seeds. Standard error of 90 % on 1,000 images: .9 points.",
     }
     RESULTS.mkdir(exist_ok=True)
-    fresh = RESULT.with_suffix(".new")
+    fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(RESULT)
+    fresh.replace(path)
 
 
 def main() -> None:
     """Go on where the last run stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=AMOUNTS)
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--only", nargs="*", help="names of criteria")
     parser.add_argument("--fresh", action="store_true")
@@ -159,18 +158,18 @@ def main() -> None:
     dense = ResNet20().eval()
     weights = load_file(options.shared / "data" / "resnet20_cifar10" / "resnet20.safetensors")
     dense.load_state_dict(weights, strict=False)
-    there = RESULT.exists() and not options.fresh
-    rows: list[list[Any]] = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if there else []
+    path = RESULTS / f"resnet20_oneshot_{options.kind}.json"
+    there = path.exists() and not options.fresh
+    rows: list[list[Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if there else []
     if not rows:
-        rows.append(["nothing", "dense", 0, *(round(one, 2) for one in both(dense, data, train)), None, None, ""])
-    # A row whose refit is empty is done again once there is one.
-    rows = [one for one in rows if one[1] == "dense" or one[5] is not None or one[7] or RECONSTRUCT is None]
-    done = {(one[0], one[1], one[2]) for one in rows}
-    for kind, name, amount in planned(options.only):
-        if (kind, name, round(100 * amount)) not in done:
-            rows.append(row(dense, kind, name, amount, data, train))
-            print(rows[-1], flush=True)
-            write(rows)
+        rows.append(["dense", 0, *(round(one, 2) for one in both(dense, data, train)), None, None, ""])
+    done = {(one[0], one[1]) for one in rows}
+    for name, amount in planned(options.kind, options.only):
+        if (name, round(100 * amount)) not in done:
+            begin = time.perf_counter()
+            rows.append(row(dense, options.kind, name, amount, data, train))
+            print(*rows[-1], f"{time.perf_counter() - begin:.0f} s", flush=True)
+            write(path, options.kind, rows)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,22 @@ CASES = {
     "magnitude, erk, undo=False": {"undo": False, "allocation": "erk"},
     "magnitude, global, filters, undo=False": {"undo": False, "unit": "filter"},
     "magnitude, 2 of 4, undo=False": {"undo": False, "unit": "2 of 4", "sparsity": None},
+    "cosine, filters": {"undo": False, "unit": "filter", "criterion": "cosine", "allocation": "uniform"},
+    "geometric median, filters": {
+        "undo": False,
+        "unit": "filter",
+        "criterion": "geometric_median",
+        "allocation": "uniform",
+    },
+    "correlation, filters": {
+        "undo": False,
+        "unit": "filter",
+        "criterion": "weight_correlation",
+        "allocation": "uniform",
+    },
     "snip from given gradients, global, no model": {"criterion": "snip"},
 }
-LIMIT_S, LIMIT_SHARE = 3.0, 0.3
+LIMIT_S, LIMIT_PAIRS, LIMIT_SHARE = 3.0, 30.0, 0.3
 
 
 def transformer_like(blocks: int, width: int = 768) -> nn.Sequential:
@@ -66,7 +79,7 @@ def once(name: str, blocks: int) -> tuple[float, float, int]:
     options: dict[str, Any] = {"sparsity": 0.9} | CASES[name]
     torch.manual_seed(0)
     model = transformer_like(blocks)
-    given = [torch.rand(p.shape) for p in model.parameters()] if "criterion" in options else []
+    given = [torch.rand(p.shape) for p in model.parameters()] if options.get("criterion") == "snip" else []
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
@@ -121,7 +134,8 @@ def main() -> None:
         "environment": {key: machine[key] for key in ("cpu", "threads", "torch", "secateur")},
         "note": (
             f"The least of three processes each. Wanted of elementwise criteria and global selection: {LIMIT_S} s and "
-            f"{LIMIT_SHARE} of the weights' memory; with undo=True the removed values are kept besides."
+            f"{LIMIT_SHARE} of the weights' memory, of pairwise ones {LIMIT_PAIRS} s; "
+            "with undo=True the removed values are kept besides."
         ),
     }
     asked.out.parent.mkdir(exist_ok=True)

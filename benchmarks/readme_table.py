@@ -1,7 +1,7 @@
-"""Write the result tables of README.md from ``benchmarks/results/*.json``. Never typed by hand.
+"""Write the result tables from ``benchmarks/results/*.json``: all on docs/results.md, a few in README.md.
 
-    python benchmarks/readme_table.py            # rewrite README.md between its markers
-    python benchmarks/readme_table.py --check    # exit 1 if README.md is not what the results say
+    python benchmarks/readme_table.py            # rewrite both pages between their markers
+    python benchmarks/readme_table.py --check    # exit 1 if one of them is not what the results say
 
 One result file is one table:
 
@@ -14,14 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main", "render_page", "render_table"]
+__all__ = ["HEADLINES", "main", "render_page", "render_table"]
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- results:begin -->"
 END = "<!-- results:end -->"
+HEADLINES = ("runtime_networks", "resnet20_recovery", "compress_goals", "language_model")
+"""Results that README.md shows."""
 NEEDED = ("title", "columns", "rows", "environment", "note")
 
 
@@ -81,35 +84,40 @@ def render_table(result: dict[str, Any], source: str) -> str:
     return "\n".join([f"**{result['title']}**", "", *lines, "", foot])
 
 
-def render_page(page: str, folder: Path) -> str:
-    """The page with everything between its markers replaced by the tables of ``folder``."""
+def render_page(page: str, folder: Path, only: Sequence[str] | None = None) -> str:
+    """The page with the tables of ``folder``, or those few in their order, in place of what its markers hold."""
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"the page needs one line {BEGIN} and one line {END} after it")
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
+    found = {path.stem: path for path in sorted(folder.glob("*.json"))}
     tables = [
-        render_table(read_result(path), f"{folder.parent.name}/{folder.name}/{path.name}")
-        for path in sorted(folder.glob("*.json"))
+        render_table(read_result(found[name]), f"{folder.parent.name}/{folder.name}/{name}.json")
+        for name in (found if only is None else only)
+        if name in found
     ]
     body = "\n\n".join(tables) if tables else "No results yet: run the scripts of `benchmarks/`."
     return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Rewrite README.md, or say whether it is up to date."""
+    """Rewrite the pages, or say whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md is out of date")
-    parser.add_argument("--page", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
+    parser.add_argument("--page", type=Path, help="this page alone, with every table")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
-    page = options.page.read_text(encoding="utf-8")
-    wanted = render_page(page, options.results)
-    if options.check:
-        if page != wanted:
-            print(f"{options.page.name} does not show benchmarks/results: run `make readme`", file=sys.stderr)
-        return int(page != wanted)
-    options.page.write_text(wanted, encoding="utf-8")
-    return 0
+    pages = {ROOT / "README.md": HEADLINES, ROOT / "docs" / "results.md": None}
+    stale = 0
+    for path, only in pages.items() if options.page is None else [(options.page, None)]:
+        page = path.read_text(encoding="utf-8")
+        wanted = render_page(page, options.results, only)
+        if not options.check:
+            path.write_text(wanted, encoding="utf-8")
+        elif page != wanted:
+            print(f"{path.name} does not show benchmarks/results: run `make readme`", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

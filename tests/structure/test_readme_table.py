@@ -1,4 +1,4 @@
-"""The tables of README.md come from the JSON of the benchmarks."""
+"""The tables of the pages come from the JSON of the benchmarks."""
 
 from __future__ import annotations
 
@@ -39,6 +39,14 @@ def test_the_table_replaces_what_was_there(results: Path) -> None:
     )
     assert page == f"# Title\n\n{BEGIN}\n\n{expected}\n\n{END}\n\nrest\n"
     assert render_page(page, results) == page
+
+
+def test_a_page_of_a_few_shows_those_in_their_order(results: Path) -> None:
+    (results / "letters.json").write_text(json.dumps(RESULT | {"title": "Letters"}))
+    (results / "more.json").write_text(json.dumps(RESULT | {"title": "More"}))
+    page = render_page(PAGE, results, ["more", "digits", "not measured yet"])
+    assert [line for line in page.splitlines() if line.startswith("**")] == ["**More**", "**Digits**"]
+    assert render_page(PAGE, results).count("**") == 6
 
 
 def test_check_sees_a_typed_number(results: Path, tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ def knapsack(cost: Cost, *, how: How = "greedy", steps: int = 32) -> AllocationE
         A row that ``allocation=`` takes.
 
     Raises:
-        ValueError: for other words, a cost that is no number, and budgets that no removal meets.
+        ValueError: for costs that cannot be called, other words, a cost that is no number, and budgets that no removal
+            meets.
 
     Example:
         >>> from secateur.core import allocate, parse_unit
@@ -124,6 +125,11 @@ def knapsack(cost: Cost, *, how: How = "greedy", steps: int = 32) -> AllocationE
     Reference:
         Follows from the definition of the knapsack problem; costs as catalogued for FLOPs-aware pruning.
     """
+    if not callable(cost):
+        raise ValueError(
+            f"knapsack({cost!r}): a cost is a function of the masks that stay; sc.costs(model, 'macs', example_inputs) "
+            "makes one"
+        )
     if how not in get_args(How):
         raise ValueError(f"knapsack(how={how!r}): take 'greedy' or 'exact'")
     if steps < 1:

@@ -110,5 +110,6 @@ def _in_dtype(weight: Tensor, lanes: int, dtype: torch.dtype) -> list[str]:
     """What another number format than float32 adds; int8 takes neither NaN nor infinity, nor endless sums."""
     if dtype == torch.bfloat16:
         return _in_words(weight, lanes, 2)
-    fits = weight.shape[1] <= LONGEST and bool(torch.isfinite(weight).all())
-    return _in_words(weight, lanes, 4) if dtype == torch.int8 and fits else []
+    if dtype != torch.int8 or weight.shape[1] > LONGEST or not bool(torch.isfinite(weight).all()):
+        return []
+    return _in_words(weight, lanes, 4)

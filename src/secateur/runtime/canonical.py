@@ -95,14 +95,19 @@ class BlockedCsr:
 
     def to_dense(self) -> tuple[Tensor, Tensor]:
         """The weight, with 0 where it was removed, and the mask."""
+        return self.weight(), self._spread(torch.bool, True)
+
+    def weight(self) -> Tensor:
+        """The weight alone."""
+        return self._spread(torch.float32, self.values)
+
+    def _spread(self, dtype: torch.dtype, values: Tensor | bool) -> Tensor:
         rows, cols = self.shape
         groups = len(self.starts) - 1
         group = torch.repeat_interleave(torch.arange(groups), self.starts.diff())
-        weight = torch.zeros(groups, self.unit, cols, dtype=torch.float32)
-        mask = torch.zeros(groups, self.unit, cols, dtype=torch.bool)
-        weight[group, :, self.columns.long()] = self.values
-        mask[group, :, self.columns.long()] = True
-        return weight.view(groups * self.unit, cols)[:rows], mask.view(groups * self.unit, cols)[:rows]
+        spread = torch.zeros(groups, self.unit, cols, dtype=dtype)
+        spread[group, :, self.columns.long()] = values
+        return spread.view(groups * self.unit, cols)[:rows]
 
     def tensors(self) -> dict[str, Tensor]:
         """Plain tensors for a file, the format's version among them; `from_tensors` takes them back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, final
 from weakref import ref
 
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.core import batches_needed, evidence_needed, resolve_criterion
+from secateur.core import batches_needed, evidence_needed, resolve_criterion, settings_needed
 from secateur.core.unit_channel import evidence_layout
 from secateur.model.batches import LossFunction, StepFunction
-from secateur.model.evidence import GRADIENT_KINDS, Source
+from secateur.model.evidence import FORWARD_KINDS, GRADIENT_KINDS, Source, TrainingPasses, streamers
 from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
 from secateur.model.names import find_parameter, unwrap
@@ -35,15 +36,17 @@ class Pruner:
     ``step()`` yourself, once per round, say, and let ``masks.attach(optimizer)`` hold the masks in between.
 
     Criteria that read gradients use ``data`` and ``loss`` where given; else averages of the gradients
-    that the attached optimizer sees between two updates.
+    that the attached optimizer sees between two updates. Criteria that read activations, or inputs of layers, use
+    ``data`` where given; else the forward passes of your training in the last ``batches`` steps before an update.
 
     Args:
         model: any module. FSDP2: make the pruner after ``fully_shard``.
         plan: the choices.
-        data: an iterable of batches, or one, for criteria that read gradients.
+        data: an iterable of batches, or one, for criteria that read gradients, activations or inputs of layers.
         loss: ``loss(output, labels)``.
         step: ``step(model, batch) -> loss`` for batches of another shape.
-        batches: how many to read at each update; None: as the criterion's table says.
+        batches: how many to read at each update, or how many steps before it to watch; None: as the criterion's table
+            says.
         init: weights before training; None: as they are now.
         mode: train or eval mode of the passes over data.
         example_inputs: for unit ``channel``, which traces the model: a tensor, a tuple of arguments, or a mapping of
@@ -99,6 +102,9 @@ class Pruner:
         self._source = Source(data, loss, step, batches, init, plan.seed, mode, example=example_inputs)
         streamed = [k for k in needed if k in STREAMED_KINDS and (k not in GRADIENT_KINDS or data is None)]
         self._stream = StreamingEvidence(streamed)
+        forward = [kind for kind in needed if kind in FORWARD_KINDS] if data is None else []
+        make = partial(streamers, model, forward, self._layout, unit, settings_needed(entry))
+        self._passes = TrainingPasses(model, make) if forward else None
         self._due = frozenset(plan.updates)
         self._clock = 0
         self._driver: Callable[[], Optimizer | None] = lambda: None
@@ -106,6 +112,7 @@ class Pruner:
         grid = {name: torch.ones(unit.grid(key), dtype=torch.bool) for name, key in self._layout.items()}
         self.masks = Masks(model, grid, unit, self._layout)
         register_masks(model, self.masks)
+        self._watch()
 
     @property
     def clock(self) -> int:
@@ -138,11 +145,14 @@ class Pruner:
         self._driver = ref(getattr(optimizer, "optimizer", optimizer))  # accelerate wraps the user's optimizer
         if self._clock == 0:
             self._update_if_due()
+        self._watch()
 
     def detach(self) -> None:
         """Take the hooks off all optimizers, so that a new one may drive (a second ``fit``, say). Masks stay."""
         self.masks.detach()
         self._driver = lambda: None
+        if self._passes is not None:
+            self._passes.watch(False)
 
     def step(self) -> None:
         """Advance the clock by one round and prune if the plan says so; for loops without ``attach``.
@@ -158,6 +168,7 @@ class Pruner:
             self._update_if_due()
         self._clock += 1
         self._update_if_due()
+        self._watch()
 
     def state_dict(self) -> dict[str, Any]:
         """Clock, masks, removed values, streamed evidence and history: tensors and plain values for a checkpoint."""
@@ -166,6 +177,7 @@ class Pruner:
             "clock": self._clock,
             "masks": self.masks.state_dict(),
             "stream": self._stream.state_dict(),
+            "passes": None if self._passes is None else self._passes.state_dict(),
             "init": None if self._source.init is None else dict(self._source.init),
             "history": [point.to_record() for point in self._history],
         }
@@ -182,8 +194,11 @@ class Pruner:
         self.masks.load_state_dict(state["masks"])
         self._clock = int(state["clock"])
         self._stream.load_state_dict(state["stream"])
+        if self._passes is not None:
+            self._passes.load_state_dict(state["passes"])
         self._source = replace(self._source, init=state["init"])
         self._history = [SchedulePoint.from_record(point) for point in state["history"]]
+        self._watch()
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -208,6 +223,13 @@ class Pruner:
         self._clock += 1
         if not self._update_if_due():
             self.masks.apply()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Forward passes are evidence in the last steps before an update alone, as many as batches would be read."""
+        if self._passes is not None:
+            wait = min((at - self._clock for at in self._due if at > self._clock), default=None)
+            self._passes.watch(wait is not None and wait <= self._source.batches)
 
     def _update_if_due(self) -> bool:
         if self._clock not in self._due:
@@ -216,14 +238,19 @@ class Pruner:
         if sparsity > 0:
             self.masks.update(self._choose(sparsity))
             self._stream.restart()
+            if self._passes is not None:
+                self._passes.restart()
         shares = self.masks.shares()
         self._history.append(SchedulePoint(self._clock, shares.units, sum(map(self.masks.kept, self.masks))))
         return True
 
     def _choose(self, sparsity: float) -> Mapping[str, Tensor]:
         source = self._source
-        if self._stream.kinds:
-            source = replace(source, streamed=self._stream.evidence())
+        streamed = self._stream.evidence() if self._stream.kinds else {}
+        if self._passes is not None:
+            streamed = {**streamed, **self._passes.evidence()}
+        if streamed:
+            source = replace(source, streamed=streamed)
         if self.plan.policy == "hard":
             return choose_masks(self._model, self.plan, sparsity, source, self._layout, self.masks)
         self.masks.restore_values()

@@ -55,7 +55,7 @@ def reconstruct(
     model: nn.Module,
     sparsity: float | None = None,
     *,
-    data: Any,
+    data: Any = None,
     solver: str = "refit",
     criterion: CriterionLike = "wanda",
     within: Within = "tensor",
@@ -86,7 +86,7 @@ def reconstruct(
     Args:
         model: any module; wrappers are looked through.
         sparsity: share of weights to remove; None: as the masks or the pattern say.
-        data: calibration batches, or one batch; no labels are needed.
+        data: calibration batches, or one batch; no labels are needed. It has to be given.
         solver: ``"refit"``, ``"sparsegpt"``, ``"obc"``, or ``"none"`` for masks chosen stage by stage alone.
         criterion: what chooses where the solver does not, and what allocations read.
         within: ``"tensor"``, ``"row"`` (not for solvers that choose), or ``NM(keep=2, of=4)``.

@@ -199,7 +199,7 @@ class _Reader:
             tensors = {name: self._read(f"{at}.{name}") for name in names}
             if tensors["header"].tolist()[1:3] != [rows, cols] or not 1 <= int(tensors["header"][-1]) <= 64:
                 raise ValueError(f"altered: {at} is of another shape than {shape}")
-            weight = BlockedCsr.from_tensors(tensors).to_dense()[0]
+            weight = BlockedCsr.from_tensors(tensors).weight()
         else:
             raise ValueError(f"altered: {at} has the form {found['form']!r}")
         if tuple(weight.shape) != (rows, cols) or weight.dtype != torch.float32:

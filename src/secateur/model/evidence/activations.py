@@ -21,7 +21,7 @@ from secateur.core.unit_channel import Channel
 from secateur.core.units import unit_name
 from secateur.model.batches import forward_of
 from secateur.model.evidence.example_axis import ExampleAxis
-from secateur.model.evidence.passes import Found, Observer, Pass
+from secateur.model.evidence.passes import Found, Pass, Streamable
 from secateur.model.evidence.reader_table import READERS
 from secateur.model.evidence.readers import Reader
 from secateur.model.evidence.site_examples import site_examples
@@ -45,7 +45,7 @@ _LISTED = 4
 
 
 @final
-class Activations(Observer):
+class Activations(Streamable):
     """Watches the operators whose outputs are the activations of the targets' channels, for all readers that are asked.
 
     Calls of one layer count together. Tokens whose entry in a batch's ``attention_mask`` ``[B, T]`` is zero are left
@@ -134,6 +134,15 @@ class Activations(Observer):
                     tensors[name] = reader.nothing(self._sizes[name])[kind]
                 found[kind] = {name: tensors[name].to(self._devices[name]) for name in tensors}
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the readers; where the activations are is found anew."""
+        return {"readers": [reader.state_dict() for reader in self._readers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        for reader, own in zip(self._readers, state["readers"], strict=True):
+            reader.load_state_dict(own)
 
     def _idle(self, seen: frozenset[str]) -> list[str]:
         """Layers of experts that no token reached; any other layer has to be seen."""

@@ -41,6 +41,17 @@ class CrossSums:
         """Of each channel."""
         return self.first + self.sums / self.count
 
+    def state(self) -> tuple[Tensor, int, Tensor, Tensor]:
+        """For a checkpoint."""
+        return self.first.clone(), self.count, self.sums.clone(), self.products.clone()
+
+    @classmethod
+    def of_state(cls, state: tuple[Tensor, int, Tensor, Tensor]) -> CrossSums:
+        """The inverse of ``state``."""
+        made = cls(state[0])
+        made.count, made.sums, made.products = state[1], state[2].clone(), state[3].clone()
+        return made
+
     def covariance(self) -> Tensor:
         """Of the population ``[channels, channels]``."""
         mean = self.sums / self.count
@@ -125,6 +136,14 @@ class _Covariance(Reader):
     def nothing(self, size: int) -> dict[str, Tensor]:
         """Constants."""
         return {"activation_covariance": torch.zeros(size, size, dtype=torch.float64)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of every set of channels that are read together."""
+        return {n: [(list(at), sums.state()) for at, sums in parts.items()] for n, parts in self._sums.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self._sums = {n: {tuple(at): CrossSums.of_state(sums) for at, sums in parts} for n, parts in state.items()}
 
     def _matrices(self) -> Iterator[tuple[str, Tensor]]:
         for name in self.seen():

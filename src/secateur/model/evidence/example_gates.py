@@ -84,21 +84,42 @@ class _Sums:
         return {name: totals[which] / self._count for name, totals in self._totals.items()}
 
 
-@final
-class ExampleGates(Observer):
-    """A gate for each example at the outputs of layers, where ``GateGradients`` has one for the batch."""
+class _Gated(Observer):
+    """A gate for each example and unit; where the gates are put is each observer's own."""
 
     needs_gradients = True
 
     def __init__(self, request: Request) -> None:
-        self._root, self._layout = request.root, gate_layout(request.root, request.layout)
-        self._kinds, self._sums = request.kinds, _Sums(request)
+        self._root, self._sums = request.root, _Sums(request)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The gates go when the passes are over."""
         with self._sums.hooks.installed():
             yield
+
+    @contextmanager
+    def around(self, one: Pass) -> Iterator[None]:
+        """New gates."""
+        self._sums.begin(one.batch)
+        yield
+
+    def variables(self) -> Mapping[str, Tensor]:
+        """The gates."""
+        return self._sums.hooks.gates()
+
+    def take(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add one batch."""
+        self._sums.take(gradients)
+
+
+@final
+class ExampleGates(_Gated):
+    """A gate for each example at the outputs of layers, where ``GateGradients`` has one for the batch."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self._kinds, self._layout = request.kinds, gate_layout(request.root, request.layout)
 
     def prepare(self, one: Pass) -> None:
         """Find the places by the first batch, and put gates there."""
@@ -109,30 +130,14 @@ class ExampleGates(Observer):
         self._sums.check(outputs[0], one.batch)
         self._sums.place(self._root, found, one.batch)
 
-    @contextmanager
-    def around(self, one: Pass) -> Iterator[None]:
-        """New gates."""
-        self._sums.begin(one.batch)
-        yield
-
-    def variables(self) -> Mapping[str, Tensor]:
-        """The gates."""
-        return self._sums.hooks.gates()
-
-    def take(self, gradients: Mapping[str, Tensor]) -> None:
-        """Add one batch."""
-        self._sums.take(gradients)
-
     def result(self) -> Found:
         """Means over the examples."""
         return {kind: self._sums.means(list(EXAMPLE_GATE_KINDS).index(kind)) for kind in self._kinds}
 
 
 @final
-class ReaderGates(Observer):
+class ReaderGates(_Gated):
     """A gate for each example and unit of a coupled group, before all that reads the unit: attention heads, say."""
-
-    needs_gradients = True
 
     def __init__(self, request: Request) -> None:
         if any(key.kind != "group" for key in request.layout.values()):
@@ -140,14 +145,8 @@ class ReaderGates(Observer):
                 f"{request.kinds[0]!r} is of coupled units and what reads them: take unit='channel', or heads by "
                 "sc.shrink(unit='head')"
             )
-        self._root = request.root
-        self._stands, self._sums = reader_stands(request.root, request.layout), _Sums(request)
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """The gates go when the passes are over."""
-        with self._sums.hooks.installed():
-            yield
+        super().__init__(request)
+        self._stands = reader_stands(request.root, request.layout)
 
     def prepare(self, one: Pass) -> None:
         """Look at the loss, and put the gates up."""
@@ -155,20 +154,6 @@ class ReaderGates(Observer):
             with torch.no_grad():
                 self._sums.check(one.forward(), one.batch)
             self._sums.place(self._root, self._stands, one.batch)
-
-    @contextmanager
-    def around(self, one: Pass) -> Iterator[None]:
-        """New gates."""
-        self._sums.begin(one.batch)
-        yield
-
-    def variables(self) -> Mapping[str, Tensor]:
-        """The gates."""
-        return self._sums.hooks.gates()
-
-    def take(self, gradients: Mapping[str, Tensor]) -> None:
-        """Add one batch."""
-        self._sums.take(gradients)
 
     def result(self) -> Found:
         """Means over the examples."""

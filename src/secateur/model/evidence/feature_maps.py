@@ -20,6 +20,7 @@ class _Ranks(Reader):
     """Mean rank over images; a channel without positions is a map of one, whose rank is 0 or 1."""
 
     by_example = True
+    saved = ("_sums",)
 
     def __init__(self, sizes: Mapping[str, int], kinds: frozenset[str]) -> None:
         self._sizes = sizes

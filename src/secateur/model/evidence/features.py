@@ -24,6 +24,7 @@ class _Features(Reader):
     """
 
     by_example = True
+    saved = ("_parts", "_labels")
 
     def __init__(self, sizes: Mapping[str, int], kinds: frozenset[str]) -> None:
         self._kinds, self._sizes = kinds, sizes

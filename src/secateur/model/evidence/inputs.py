@@ -6,11 +6,12 @@ and the input has the shape of its tokens; a convolution over tokens counts all 
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from secateur.core.canonical import grouped_shape, to_parameter
 from secateur.model.evidence.columns import rows_of
-from secateur.model.evidence.passes import Found, Observer, Pass
+from secateur.model.evidence.passes import Found, Pass, Streamable
 from secateur.model.evidence.products import Product, ProductWatch
 from secateur.model.evidence.source import Request
 from secateur.model.evidence.watching import token_mask
@@ -123,6 +124,14 @@ class InputSums:
             found.append(made[slots])
         return size, found
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was committed."""
+        return {"slots": dict(self._slots), "totals": copy.deepcopy(self._totals)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self._slots, self._totals = dict(state["slots"]), copy.deepcopy(state["totals"])
+
     def _columns(self, name: str) -> int:
         sizes = {self._totals[slot].shape[-1] for (owner, _, _), slot in self._slots.items() if owner == name}
         if len(sizes) != 1:
@@ -148,7 +157,7 @@ class InputSums:
 
 
 @final
-class Inputs(Observer):
+class Inputs(Streamable):
     """Sums up the inputs of the targets over the passes.
 
     Experts that no token reached count as if all their inputs were equally large, with one warning that names them.
@@ -205,6 +214,15 @@ class Inputs(Observer):
             kind: {name: self._sums.evidence(kind, name, device) for name, device in devices.items()}
             for kind in self._kinds
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, and what could not be read."""
+        return {"sums": self._sums.state_dict(), "unread": dict(self._unread), "misread": dict(self._misread)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self._sums.load_state_dict(state["sums"])
+        self._unread, self._misread = dict(state["unread"]), dict(state["misread"])
 
 
 def refuse_unread(sums: InputSums, names: Iterable[str], unread: Mapping[str, str], misread: Mapping[str, str]) -> None:

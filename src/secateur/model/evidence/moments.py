@@ -21,6 +21,8 @@ site's values in the first batch) counts as zero."""
 class _Moments(Reader):
     """``mean |a|``, ``mean a`` and ``share of [a = 0]`` of each channel, summed up in float64."""
 
+    saved = ("_sums", "_limits")
+
     def __init__(self, sizes: Mapping[str, int], kinds: frozenset[str]) -> None:
         self._kinds, self._sizes = kinds, sizes
         self._sums = {name: torch.zeros(4, size, dtype=torch.float64) for name, size in sizes.items()}

@@ -20,7 +20,7 @@ from secateur.model.evidence.source import Source
 from secateur.model.quietly import quietly
 from secateur.model.sharding import full, is_sharded, reshard
 
-__all__ = ["Found", "Observer", "Pass", "observe"]
+__all__ = ["Found", "Observer", "Pass", "Streamable", "observe"]
 
 Found = dict[str, dict[str, Tensor]]
 """Kind -> name -> tensor."""
@@ -72,6 +72,18 @@ class Observer(ABC):
     @abstractmethod
     def result(self) -> Found:
         """What was found, after all passes."""
+
+
+class Streamable(Observer):
+    """An observer of forward passes alone, whose sums a checkpoint can hold: it may also watch a training."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What was summed up so far, in tensors and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
 
 
 def observe(root: nn.Module, observers: Sequence[Observer], source: Source) -> Found:

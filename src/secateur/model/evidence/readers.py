@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class Reader(ABC):
 
     by_example: ClassVar[bool] = False
     """Whether it asks where examples lie; that is tried by two small runs more."""
+    saved: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold what was committed: tensors, numbers, and containers of them."""
 
     @abstractmethod
     def begin(self, batch: Any) -> None:
@@ -94,6 +97,15 @@ class Reader(ABC):
     @abstractmethod
     def nothing(self, size: int) -> dict[str, Tensor]:
         """Kind -> tensor, of a layer of so many channels that never fires."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was committed so far, for a checkpoint."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in self.saved}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        for name in self.saved:
+            setattr(self, name, copy.deepcopy(state[name]))
 
 
 @dataclass(frozen=True, slots=True)

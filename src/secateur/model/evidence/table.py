@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from secateur.model.evidence.inverses import (
     gather_inverse_hessian,
 )
 from secateur.model.evidence.lookahead import META_KINDS, gather_meta
-from secateur.model.evidence.passes import Found, Observer, observe
+from secateur.model.evidence.passes import Found, Observer, Streamable, observe
 from secateur.model.evidence.samples import FISHER_KINDS, gather_fisher
 from secateur.model.evidence.second_order import HESSIAN_GRADIENT, gather_hessian_gradient
 from secateur.model.evidence.source import Request, Source
@@ -36,7 +36,17 @@ from secateur.model.names import clean_name, find_parameter, unwrap
 from secateur.model.sharding import full
 from secateur.types import Layout, Unit
 
-__all__ = ["COLLECTORS", "DATA_KINDS", "EXAMPLE_KINDS", "GRADIENT_KINDS", "KINDS", "Collector", "collect"]
+__all__ = [
+    "COLLECTORS",
+    "DATA_KINDS",
+    "EXAMPLE_KINDS",
+    "FORWARD_KINDS",
+    "GRADIENT_KINDS",
+    "KINDS",
+    "Collector",
+    "collect",
+    "streamers",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +106,7 @@ def collect(
         >>> found["grad_abs"]["weight"].shape
         torch.Size([2, 3])
     """
-    root, weights = unwrap(model), evidence_layout(unit, layout)
+    root = unwrap(model)
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ValueError(
@@ -105,14 +115,13 @@ def collect(
         )
     streamed = source.streamed or {}
     found: Found = {kind: dict(streamed[kind]) for kind in kinds if kind in streamed}
+    missing = [kind for kind in kinds if kind not in streamed]
     observers: list[Observer] = []
-    for row in COLLECTORS:
-        wanted = tuple(kind for kind in row.kinds if kind in kinds and kind not in streamed)
-        if not wanted:
-            continue
+    for row, request in _rows_for(root, missing, layout, unit, source, settings):
         if row.data and source.data is None:
-            raise ValueError(_MISSING[row.data].format(", ".join(wanted)))
-        request = Request(root, wanted, layout, weights, unit, source, settings or {})
+            raise ValueError(
+                _MISSING["labels" if "labels" in request.kinds else row.data].format(", ".join(request.kinds))
+            )
         if row.observe is not None:
             observers.append(row.observe(request))
         elif row.gather is not None:
@@ -122,11 +131,47 @@ def collect(
     return {kind: found[kind] for kind in kinds}
 
 
+def streamers(
+    model: nn.Module, kinds: Sequence[str], layout: Layout, unit: Unit, settings: Mapping[str, Any] | None = None
+) -> list[Streamable]:
+    """Observers that may watch a training, for those of the kinds that ``FORWARD_KINDS`` has.
+
+    Args:
+        model: the module, wrapped or not.
+        kinds: names of evidence.
+        layout: the targets.
+        unit: what is removed together.
+        settings: hyper-parameters of the criterion.
+    """
+    wanted = [kind for kind in kinds if kind in FORWARD_KINDS]
+    made = [
+        row.observe(r) for row, r in _rows_for(unwrap(model), wanted, layout, unit, Source(), settings) if row.observe
+    ]
+    return [one for one in made if isinstance(one, Streamable)]
+
+
+def _rows_for(
+    root: nn.Module,
+    kinds: Sequence[str],
+    layout: Layout,
+    unit: Unit,
+    source: Source,
+    settings: Mapping[str, Any] | None,
+) -> Iterator[tuple[Collector, Request]]:
+    """Rows of the table that have some of the kinds, and what each is asked for."""
+    weights = evidence_layout(unit, layout)
+    for row in COLLECTORS:
+        if wanted := tuple(kind for kind in row.kinds if kind in kinds):
+            yield row, Request(root, wanted, layout, weights, unit, source, settings or {})
+
+
 _MISSING = {
     "gradients": "evidence {} comes from gradients: give data= (a loader, or one (inputs, labels) pair) and loss=; or "
     "let sc.Pruner collect it while you train",
     "inputs": "evidence {} comes from the inputs of layers: give data= (a loader, or one batch); no loss is needed",
     "activations": "evidence {} comes from activations: give data= (a loader, or one batch); no loss is needed",
+    "labels": "evidence {} comes from activations and classes: give data= (a loader, or one (inputs, labels) pair); no "
+    "loss is needed",
 }
 
 
@@ -197,6 +242,9 @@ DATA_KINDS = frozenset(kind for row in COLLECTORS if row.data for kind in row.ki
 
 GRADIENT_KINDS = frozenset(kind for row in COLLECTORS if row.data == "gradients" for kind in row.kinds)
 """Evidence that needs a loss besides."""
+
+FORWARD_KINDS = frozenset({*ACTIVATION_KINDS, *INPUT_KINDS})
+"""Evidence of forward passes alone, which may also be those of a training."""
 
 EXAMPLE_KINDS = frozenset(FLOW_KINDS)
 """Evidence that reads the shape of example inputs."""
