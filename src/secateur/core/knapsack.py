@@ -182,7 +182,7 @@ class _Sack:
                     price = self.cost(counts | {key: fewer})
                     tries[key] = self._lost_between(key, fewer, count) / max(now - price, 1e-300), fewer, price
             if not tries:
-                raise ValueError(f"with the least that every key may keep the cost is {now:g}, above {budget:g}")
+                raise ValueError(_too_dear(now, budget))
             key = min(tries, key=lambda one: tries[one][0])
             counts[key], now = tries[key][1:]
         return self._refilled(counts, budget)
@@ -208,25 +208,28 @@ class _Sack:
         """The 0/1 problem with what a unit costs beside all others, until the true cost fits."""
         whole = {key: len(order) for key, order in self._order.items()}
         dense = self.cost(whole)
-        units = [(key, float(score)) for key, ordered in self._ordered.items() for score in ordered]
+        least = self.cost(self._least())
+        if least > budget:
+            raise ValueError(_too_dear(least, budget))
         price = {key: dense - self.cost(whole | {key: count - 1}) if count else 0.0 for key, count in whole.items()}
         if any(one != int(one) for one in price.values()):
             raise ValueError(f"how='exact' takes whole numbers, but a unit costs {price}; take how='greedy'")
-        fixed = dense - sum(price[key] for key, _ in units)
-        allowed = budget - fixed
+        free = {key: ordered[: len(ordered) - self._least()[key]] for key, ordered in self._ordered.items()}
+        units = [(key, float(score)) for key, ordered in free.items() for score in ordered]
+        costs, gains = [int(price[key]) for key, _ in units], [gain for _, gain in units]
+        allowed = budget - (dense - sum(costs))
         for _ in range(_ROUNDS):
-            places = best_subset(
-                [int(price[key]) for key, _ in units], [gain for _, gain in units], math.floor(allowed)
-            )
-            counts = dict.fromkeys(whole, 0)
-            for place in places:
+            counts = self._least()
+            for place in best_subset(costs, gains, math.floor(allowed)):
                 counts[units[place][0]] += 1
-            counts = {key: max(self._floors[key], count) for key, count in counts.items()}
             over = self.cost(counts) - budget
             if over <= 0:
                 return counts
             allowed -= over
         raise ValueError(f"no exact choice found that costs at most {budget:g}; take how='greedy'")
+
+    def _least(self) -> dict[str, int]:
+        return {key: min(self._floors[key], len(order)) for key, order in self._order.items()}
 
     def _lost_between(self, key: str, fewer: int, more: int) -> float:
         n = len(self._order[key])
@@ -241,3 +244,7 @@ class _Sack:
             found = found.reshape(self._grids[key])
             self._masks = {one: mask for one, mask in self._masks.items() if one[0] != key} | {(key, count): found}
         return found
+
+
+def _too_dear(least: float, budget: float) -> str:
+    return f"with the least that every key may keep the cost is {least:g}, above {budget:g}: lower sparsity="
