@@ -4,8 +4,9 @@
     python -m benchmarks.runtime_networks --cases "ResNet-18" --rounds 5 --output /tmp/quick.json
 
 The headline rows have trained masks, with accuracy: the given ResNet-20 fine-tuned for two epochs, LeNet-300-100 on
-Fashion-MNIST with single weights and with 4x1 blocks removed. Tiny Darknet is pruned without training and refitted, so its
-row says how often it agrees with its dense self. The large networks have random weights and masks: synthetic, for time alone.
+Fashion-MNIST with single weights and with 4x1 blocks removed. Tiny Darknet is pruned without training and
+refitted, so its row says how often it agrees with its dense self. The large networks have random weights and masks:
+synthetic, for time alone.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def smooth_noise(count: int, seed: int) -> Tensor:
 
 
 def darknet(shared: Path, sparsity: float, batch: int) -> Made:
-    """No images of its classes are at hand: smooth noise calibrates the refit, other such noise asks for the answers."""
+    """No images of its classes are at hand: smooth noise calibrates the refit, other such noise asks for answers."""
     model = TinyDarknet().eval()
     folder = shared / "data" / "tinydarknet"
     model.load_state_dict(load_file(next(folder.glob("*.safetensors"))), strict=False)
