@@ -127,6 +127,20 @@ def test_elementwise_criteria_decide_as_their_whole_scores_do(name: str, previou
     assert all(torch.equal(pattern[k], m) for k, m in select(whole, {}, within=NM(2, 4), layout=layout).items())
 
 
+@pytest.mark.parametrize("spec", ["large_init_large_final(by='rank')", "small_init_small_final(by='rank')"])
+def test_settings_that_compare_weights_see_whole_tensors(spec: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    layout = {"a": KeyLayout((4, 6), "linear")}
+    evidence = {kind: {"a": torch.randn(4, 6, generator=generator)} for kind in ("weight", "init")}
+    unit, _ = parse_unit("weight")
+    whole = score(spec, evidence, layout, unit)
+    assert torch.equal(streamed_score(spec, evidence, layout, unit)["a"], whole["a"])
+    masks = decide(
+        criterion=spec, unit=unit, allocation="uniform", within="tensor", sparsity=0.5, evidence=evidence, layout=layout
+    )
+    assert torch.equal(masks["a"], select(whole, {"a": 12})["a"])
+
+
 def test_a_criterion_that_is_not_elementwise_is_run_once_on_whole_tensors() -> None:
     calls: list[tuple[int, ...]] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def streamed_score(
         Parameter or group -> scores.
     """
     entry = resolve_criterion(criterion)
-    if not (isinstance(entry, CriterionEntry) and entry.elementwise and unit == Weight()):
+    if not (isinstance(entry, CriterionEntry) and _elementwise(entry) and unit == Weight()):
         return score(criterion, evidence, layout, unit, reduce)
     names = needs(entry.function)
     shapes = {key: unit.grid(one) for key, one in layout.items()}
@@ -46,3 +47,8 @@ def streamed_score(
     made = Streamed(shapes, {key: passes(key) for key in layout})
     check_scores(made)
     return made
+
+
+def _elementwise(entry: CriterionEntry) -> bool:
+    """As the table says, of the function as it stands there: a setting may compare weights (``by="rank"``)."""
+    return entry.elementwise and not isinstance(entry.function, partial)

@@ -212,16 +212,18 @@ ROWS: Mapping[str, CriterionEntry] = {
         "mean_b (w^2 H_ii / 2 - w g)^2",
         "Molchanov et al. 2019, arXiv 1906.10771",
         batches=10,
+        elementwise=True,
     ),
     "obd": CriterionEntry(
-        obd, "weight", "sum", "batches", "w^2 max(H_ii, 0) / 2", "LeCun, Denker, Solla 1990", batches=10
+        obd, "weight", "sum", "batches", "w^2 max(H_ii, 0) / 2", "LeCun, Denker, Solla 1990", batches=10,
+        elementwise=True,
     ),
     "obs": CriterionEntry(
         obs, "weight", "sum", "batches", "w^2 / (2 [H^-1]_ii); update", "Hassibi, Stork 1993", batches=10,
-        update=obs_update,
+        update=obs_update, elementwise=True,
     ),
     "woodfisher": CriterionEntry(
         woodfisher, "weight", "sum", "batches", "w^2 / (2 [F^-1]_ii), F in blocks; update", _SINGH, batches=10,
-        update=woodfisher_update,
+        update=woodfisher_update, elementwise=True,
     ),
 }  # fmt: skip

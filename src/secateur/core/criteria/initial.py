@@ -194,7 +194,13 @@ _DE_JORGE = "de Jorge et al. 2021, arXiv 2006.09081"
 
 ROWS: Mapping[str, CriterionEntry] = {
     "grasp": CriterionEntry(
-        grasp, "weight", "sum", "batches", "w (H g), signed, of a tempered loss", "Wang et al. 2020, arXiv 2002.07376"
+        grasp,
+        "weight",
+        "sum",
+        "batches",
+        "w (H g), signed, of a tempered loss",
+        "Wang et al. 2020, arXiv 2002.07376",
+        elementwise=True,
     ),
     "synflow": CriterionEntry(
         synflow,
@@ -204,6 +210,7 @@ ROWS: Mapping[str, CriterionEntry] = {
         "|w dR/d|w||, R the sum of outputs for ones; 100 rounds",
         "Tanaka et al. 2020, arXiv 2006.05467",
         rounds=100,
+        elementwise=True,
     ),
     "force": CriterionEntry(
         force,
@@ -214,10 +221,13 @@ ROWS: Mapping[str, CriterionEntry] = {
         _DE_JORGE,
         rounds=10,
         regrow=True,
+        elementwise=True,
     ),
-    "iter_snip": CriterionEntry(snip, "weight", "sum", "batches", "snip in 10 rounds", _DE_JORGE, rounds=10),
+    "iter_snip": CriterionEntry(
+        snip, "weight", "sum", "batches", "snip in 10 rounds", _DE_JORGE, rounds=10, elementwise=True
+    ),
     "prospr": CriterionEntry(
-        prospr, "weight", "sum", "batches", "|w dL(w_M)/dw| through M steps", _ALIZADEH, batches=4
+        prospr, "weight", "sum", "batches", "|w dL(w_M)/dw| through M steps", _ALIZADEH, batches=4, elementwise=True
     ),
     "prospr_gate": CriterionEntry(
         prospr_gate,
@@ -230,6 +240,12 @@ ROWS: Mapping[str, CriterionEntry] = {
         batches=4,
     ),
     "fisher": CriterionEntry(
-        fisher, "weight", "sum", "batches", "w^2 mean_n g_n^2 over samples", "Theis et al. 2018, arXiv 1801.05787"
+        fisher,
+        "weight",
+        "sum",
+        "batches",
+        "w^2 mean_n g_n^2 over samples",
+        "Theis et al. 2018, arXiv 1801.05787",
+        elementwise=True,
     ),
 }

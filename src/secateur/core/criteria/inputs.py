@@ -79,6 +79,7 @@ ROWS: Mapping[str, CriterionEntry] = {
         "|w_ij| ||x_j||",
         "Sun et al. 2023, arXiv 2306.11695",
         batches=16,
+        elementwise=True,
     ),
     "ria": CriterionEntry(
         ria,
