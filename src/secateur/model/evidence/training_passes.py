@@ -179,7 +179,7 @@ def _unwatched(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 def _aside(root: nn.Module) -> Iterator[None]:
     """Around runs that are not of the training."""
     try:
-        with quietly(root, "train"):
+        with quietly(root, "same"):
             yield
     finally:
         torch.clear_autocast_cache()
