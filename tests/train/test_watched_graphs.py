@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import secateur as sc
 from secateur.core.units import parse_unit
@@ -58,3 +61,62 @@ def test_a_checkpoint_of_a_pruner_with_data_goes_on_without():
         net(torch.randn(8, 4))
         after.step()
     assert len(after.history) == 1
+
+
+class Again(nn.Module):
+    """Attention whose activations are computed again in the backward pass."""
+
+    def __init__(self, *, raises: bool = False) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.raises = raises
+
+    def inner(self, x: Tensor) -> Tensor:
+        q, k, v = (one(x).unflatten(2, (2, 4)).transpose(1, 2) for one in (self.q, self.k, self.v))
+        return self.out(torch.relu(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.inner, x, use_reentrant=False)
+        if self.raises:
+            x.register_hook(_fail)
+        return 2.0 * x
+
+
+def _fail(_: Tensor) -> None:
+    raise RuntimeError("in the backward pass")
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("input_norm", "weight"), ("activation_mean", "filter")])
+def test_checkpointed_attention_runs_again_as_it_ran(kind: str, unit: str):
+    torch.manual_seed(0)
+    net, x = Again(), torch.randn(4, 5, 8)
+    net(x).square().mean().backward()
+    expected = net.q.weight.grad
+    net.zero_grad()
+    passes, backends = watching(net, kind, unit), _backends()
+    for _ in range(2):
+        net.zero_grad()
+        net(x).square().mean().backward()
+        assert _backends() == backends
+        assert torch.allclose(net.q.weight.grad, expected, atol=1e-7)
+    assert passes.passes == 2
+
+
+def test_a_backward_pass_that_raises_leaves_plain_operators_no_longer_than_the_window():
+    net, x, backends = Again(raises=True), torch.randn(4, 5, 8), _backends()
+    passes = watching(net, "input_norm", "weight")
+    with pytest.raises(RuntimeError, match="in the backward pass"):
+        net(x).sum().backward()
+    net.raises = False
+    net(x).sum().backward()
+    assert _backends() == backends
+    net.raises = True
+    with pytest.raises(RuntimeError, match="in the backward pass"):
+        net(x).sum().backward()
+    passes.watch(False)
+    assert _backends() == backends
+
+
+def _backends() -> tuple[bool, ...]:
+    cuda = torch.backends.cuda
+    return torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled(), cuda.flash_sdp_enabled()
