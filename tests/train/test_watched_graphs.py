@@ -120,3 +120,44 @@ def test_a_backward_pass_that_raises_leaves_plain_operators_no_longer_than_the_w
 def _backends() -> tuple[bool, ...]:
     cuda = torch.backends.cuda
     return torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled(), cuda.flash_sdp_enabled()
+
+
+def test_behind_the_window_nothing_counts_though_somebody_stands_in_front():
+    net = nn.Sequential(nn.Linear(4, 2))
+    passes, x = watching(net, "input_norm", "weight"), torch.randn(3, 4)
+    watched = net.forward
+    net.forward = lambda given: watched(given) + 0.0
+    net(x)
+    passes.watch(False)
+    net(x)
+    assert passes.passes == 1
+
+
+def test_an_output_that_is_a_parameter_gets_no_hook():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.scale = nn.Linear(4, 2), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.inner(x), self.scale
+
+    net = Scaled()
+    watching(net, "input_norm", "weight")
+    out, scale = net(torch.randn(3, 4))
+    (out.sum() * scale).backward()
+    assert not net.scale._backward_hooks
+
+
+def test_a_pass_behind_others_of_one_autocast_is_not_looked_at_twice():
+    """Casts of weights are kept from one run to the next, so it would call fewer operators than the first look."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    rows: list[int] = []
+    with torch.autocast("cpu", torch.bfloat16):
+        net(torch.randn(5, 4))
+        passes = watching(net, "activation_mean")
+        net[0].register_forward_hook(lambda _m, _i, out: rows.append(len(out)))
+        for _ in range(3):
+            net(torch.randn(5, 4))
+    assert passes.passes == 3
+    assert rows == [2, 5, 5, 5]
