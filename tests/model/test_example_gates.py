@@ -157,6 +157,22 @@ class Stream(nn.Module):
         return self.head(torch.tanh(self.a(x) + self.b(x)))
 
 
+def test_one_tensor_is_one_batch_of_second_order_too():
+    """Not as many batches as it has rows."""
+    net, x = network(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    sizes: list[int] = []
+
+    def step(model: nn.Module, batch: Tensor) -> Tensor:
+        sizes.append(len(batch))
+        return model(batch).square().mean()
+
+    alone, listed = (
+        sc.score(net, "gate_taylor_so", unit="filter", targets=["0.weight"], data=data, step=step) for data in (x, [x])
+    )
+    assert set(sizes) == {3}
+    assert torch.equal(alone["0.weight"], listed["0.weight"])
+
+
 @pytest.mark.parametrize("criterion", ["gate_taylor_fg", "taylor_2017", "gate_taylor_so"])
 def test_a_stream_that_several_layers_make_has_their_mean(criterion: str) -> None:
     net, x = Stream(), torch.randn(6, 5, dtype=torch.float64)

@@ -110,3 +110,25 @@ def test_a_flattened_channel_is_one_unit_and_other_readers_are_refused() -> None
     turned = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ConvTranspose2d(3, 2, 1)).double()
     with pytest.raises(ValueError, match=r"'1\.weight' .* ConvTranspose2d"):
         sc.score(turned, "thinet", unit="in_channel", targets="1", data=[x])
+
+
+def test_padding_is_no_place() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.outer(F.relu(self.inner(x)))
+
+    torch.manual_seed(0)
+    net = Tokens().double()
+    x = torch.randn(3, 6, 3, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]])
+    x[mask == 0] *= 1000
+    parsed = parse_unit("in_channel")[0]
+    layout = find_layout(net, "outer", None, parsed, None)
+    found = collect(net, ["contribution_gram"], layout, parsed, Source({"x": x, "attention_mask": mask}))
+    with torch.no_grad():
+        own = F.relu(net.inner(x))[mask == 1] * net.outer.weight
+    torch.testing.assert_close(found["contribution_gram"]["outer.weight"], own.t() @ own)

@@ -194,7 +194,7 @@ class Pruner:
         self.masks.load_state_dict(state["masks"])
         self._clock = int(state["clock"])
         self._stream.load_state_dict(state["stream"])
-        if self._passes is not None:
+        if self._passes is not None and state["passes"] is not None:  # None: that pruner had data
             self._passes.load_state_dict(state["passes"])
         self._source = replace(self._source, init=state["init"])
         self._history = [SchedulePoint.from_record(point) for point in state["history"]]

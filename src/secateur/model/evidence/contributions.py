@@ -16,6 +16,7 @@ from secateur.core.units import unit_name
 from secateur.model.evidence.gate_hooks import Stand, reader_stands
 from secateur.model.evidence.passes import Found, Observer, Pass
 from secateur.model.evidence.source import Request
+from secateur.model.evidence.watching import spread, token_mask
 from secateur.types import Layout, Member
 
 __all__ = ["CONTRIBUTION_KINDS", "Contributions", "reading_stands"]
@@ -57,12 +58,14 @@ class Contributions(Observer):
     """Grams in float64: ``G_ab = sum_n x_na x_nb``, x_nc what unit c adds to a sampled output (bias left out).
 
     Of each example ten places, and at each one output channel, by a generator from the seed and the weight's name.
+    Tokens whose entry in a batch's ``attention_mask`` is zero are no places of a linear layer.
     """
 
     def __init__(self, request: Request) -> None:
         self._stands = reading_stands(request)
         self._grams: dict[str, Tensor] = {}
         self._active = False
+        self._tokens: Tensor | None = None
         seed = request.source.seed
         self._generators = {
             stand.label: torch.Generator().manual_seed(zlib.crc32(f"{seed}:{stand.label}".encode()))
@@ -82,7 +85,7 @@ class Contributions(Observer):
     @contextmanager
     def around(self, one: Pass) -> Iterator[None]:
         """Only what the pass itself reads counts."""
-        self._active = True
+        self._active, self._tokens = True, token_mask(one.batch)
         try:
             yield
         finally:
@@ -112,8 +115,12 @@ class Contributions(Observer):
         owner = torch.where(stand.owner < 0, stand.size, stand.owner)
         weight: Any = module.weight
         weight = weight.detach()
-        for example in x if x.dim() > 1 else x[None]:
-            patches = _patches(module, example, self._generators[stand.label])  # [places, inputs, kernel]
+        x = x if x.dim() > 1 else x[None]
+        tokens = spread(self._tokens, x, (x.dim() - 1,)) if self._tokens is not None else None
+        linear = isinstance(module, nn.Linear)
+        valid = tokens.expand(*x.shape[:-1], 1).flatten(1) if linear and tokens is not None else [None] * len(x)
+        for example, own_valid in zip(x, valid, strict=True):
+            patches = _patches(module, example, own_valid, self._generators[stand.label])  # [places, inputs, kernel]
             chosen = torch.randint(weight.shape[0], (len(patches),), generator=self._generators[stand.label])
             own = (patches.double() * weight[chosen.to(x.device)].reshape(patches.shape).double()).sum(2)
             # On the CPU: index_add on a GPU would add in a random order.
@@ -122,10 +129,11 @@ class Contributions(Observer):
             self._grams[stand.gate] = self._grams.get(stand.gate, 0) + rows.t() @ rows
 
 
-def _patches(module: nn.Module, example: Tensor, generator: torch.Generator) -> Tensor:
-    """What sampled outputs of one example see: ``[places, inputs, kernel]``."""
+def _patches(module: nn.Module, example: Tensor, valid: Tensor | None, generator: torch.Generator) -> Tensor:
+    """What sampled outputs of one example see: ``[places, inputs, kernel]``; of a linear layer, places that count."""
     if isinstance(module, nn.Linear):
         rows = example.reshape(-1, example.shape[-1])
+        rows = rows if valid is None else rows[valid]
         return rows[_some(len(rows), generator).to(rows.device), :, None]
     if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str) or module.padding_mode != "zeros":
         raise ValueError(

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.model.batches import forward_of, limited, loss_of, to_device
+from secateur.model.batches import forward_of, loss_of
+from secateur.model.evidence.functional import batches_of
 from secateur.model.evidence.gate_hooks import GateHooks, stands
 from secateur.model.evidence.gate_places import gate_layout
 from secateur.model.evidence.passes import Found
@@ -42,16 +43,14 @@ def gate_seconds(request: Request) -> Found:
     layout = gate_layout(root, request.layout)
     if sharded := [name for name, parameter in root.named_parameters() if is_sharded(parameter)]:
         raise ValueError(f"{sharded[0]!r} is sharded; second derivatives are not taken there: score before fully_shard")
-    device = next(root.parameters()).device
     hooks, totals, count = GateHooks(), dict[str, Tensor](), 0
     # The fused kernels of attention have no second derivative.
     with quietly(root, source.mode), torch.enable_grad(), slow_paths(), hooks.installed():
-        for batch in limited(source.data, source.batches):
-            here = to_device(batch, device)
+        for batch in batches_of(request):
             if not hooks.placed:
-                hooks.place(stands(root, layout, _runner(root, here, request)))
+                hooks.place(stands(root, layout, _runner(root, batch, request)))
             hooks.begin()
-            value = loss_of(root, here, source.loss, source.step)
+            value = loss_of(root, batch, source.loss, source.step)
             for name, change in _changes(value, hooks.gates()).items():
                 totals[name] = totals.get(name, 0) + change.square()
             count += 1

@@ -9,9 +9,11 @@ from functools import update_wrapper
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import Variable
 
 from secateur.model.evidence.passes import Found, Pass, Streamable
+from secateur.model.graph.examples import tensors_in
 from secateur.model.names import unwrap
 from secateur.model.quietly import quietly
 
@@ -24,7 +26,7 @@ class TrainingPasses:
 
     A pass counts when the root module is called in train mode with gradients; one that raises counts for nothing. The
     first is preceded by a small run that finds where to look; it leaves modes, buffers, gradients and random state
-    alone. While it is on, fused attention and oneDNN are off in the passes, so they take longer.
+    alone. While it is on, fused attention and oneDNN are off in the passes, and backwards, so they take longer.
 
     Args:
         model: any module; wrappers are looked through.
@@ -58,6 +60,7 @@ class TrainingPasses:
         self._observers = list(make())
         self._passes = 0
         self._watched: _Watched | None = None
+        self._backward: ExitStack | None = None
 
     @property
     def passes(self) -> int:
@@ -72,6 +75,7 @@ class TrainingPasses:
         elif not on and self._watched is not None:
             self._watched.leave()
             self._watched = None
+            self._backward_ends()
 
     def evidence(self) -> Found:
         """Kind -> name -> tensor, over the passes since the last restart.
@@ -111,6 +115,7 @@ class TrainingPasses:
             with _aside(self._root):
                 return forward(*args, **kwargs)
 
+        self._backward_ends()
         torch.clear_autocast_cache()  # else the first run casts weights, and the second does not
         one = Pass(_batch(forward, args, kwargs), again, differentiated=True)
         with ExitStack() as stack:
@@ -122,8 +127,26 @@ class TrainingPasses:
             for observer in self._observers:
                 stack.enter_context(observer.around(one))
             output = forward(*args, **kwargs)
+        for tensor in tensors_in(output):
+            if tensor.grad_fn is not None:
+                tensor.register_hook(self._backward_begins)
         self._passes += 1
         return output
+
+    def _backward_begins(self, _: Tensor) -> None:
+        """What checkpointing computes again has to call the operators that the forward pass called."""
+        if self._backward is None:
+            self._backward = ExitStack()
+            for observer in self._observers:
+                self._backward.enter_context(observer.installed())
+            engine: Any = Variable._execution_engine
+            engine.queue_callback(self._backward_ends)
+
+    def _backward_ends(self) -> None:
+        """Called behind the backward pass; if that raised, before the next forward pass."""
+        if self._backward is not None:
+            self._backward.close()
+            self._backward = None
 
 
 @final
@@ -179,7 +202,7 @@ def _unwatched(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 def _aside(root: nn.Module) -> Iterator[None]:
     """Around runs that are not of the training."""
     try:
-        with quietly(root, "train"):
+        with quietly(root, "same"):
             yield
     finally:
         torch.clear_autocast_cache()
