@@ -94,6 +94,9 @@ def test_factors_of_the_kept_are_least_squares() -> None:
     torch.testing.assert_close(found[kept], slow, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(net.second.weight[:, kept], old["second.weight"][:, kept] * found[kept][:, None, None])
     assert not bool(net.second.weight[:, ~kept].any())
+    scaled = net.second.weight.clone()
+    torch.testing.assert_close(scale_kept(masks, [x])["first.weight"], found)  # of the dense model, not of this one
+    assert torch.equal(net.second.weight, scaled)
     masks.undo()
     assert all(torch.equal(value, old[name]) for name, value in net.state_dict().items())
 

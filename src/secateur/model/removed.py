@@ -25,6 +25,11 @@ class RemovedValues:
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
+    def __copy__(self) -> RemovedValues:
+        made = RemovedValues()
+        made._values = dict(self._values)
+        return made
+
     def keep(self, name: str, parameter: Tensor, mask: Tensor, zeros_too: bool = True) -> None:
         """Remember what stands at the masked positions of ``parameter``.
 
