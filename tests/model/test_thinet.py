@@ -113,3 +113,26 @@ def test_a_flattened_channel_is_one_unit_and_other_readers_are_refused() -> None
     turned = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ConvTranspose2d(3, 2, 1)).double()
     with pytest.raises(ValueError, match=r"'1\.weight' .* ConvTranspose2d"):
         sc.score(turned, "thinet", unit="in_channel", targets="1", data=[x])
+
+
+class Joined(nn.Module):
+    """One layer that reads two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([F.relu(self.left(x)), torch.tanh(self.right(x))], 1))
+
+
+def test_one_layer_that_reads_two_groups_is_scaled_for_both() -> None:
+    net, x = Joined(), torch.randn(40, 4, dtype=torch.float64)
+    dense = net.head.weight.detach().clone()
+    masks = sc.prune(net, 0.5, criterion="thinet", unit="channel", data=[x], example_inputs=x)
+    found = scale_kept(masks, [x])
+    factors = torch.cat([found["left.weight"], found["right.weight"]])
+    assert int((factors == 0).sum()) == 4
+    torch.testing.assert_close(net.head.weight.detach(), dense * factors)

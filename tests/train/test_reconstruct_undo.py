@@ -102,3 +102,34 @@ def test_choices_that_are_none_are_refused(options: dict[str, Any], message: str
         sc.reconstruct(net, 0.5, data=torch.randn(8, 4), **options)
     assert _equal(net, dense)
     assert sc.find_masks(net) is None
+
+
+def test_sparsegpt_column_by_column_over_several_blocks() -> None:
+    """Against the method written out: what a column loses is made up for by all columns behind it."""
+    torch.manual_seed(0)
+    columns, rows, share = 300, 4, 0.5
+    net, x = (
+        nn.Linear(columns, rows).double(),
+        torch.randn(900, columns).double() @ torch.randn(columns, columns).double(),
+    )
+    weight, gram = net.weight.detach().clone(), x.t() @ x
+    gram += 0.01 * gram.diagonal().mean() * torch.eye(columns)
+    upper = torch.linalg.cholesky(torch.linalg.inv(gram)).t()
+    for first in range(0, columns, 128):
+        block = slice(first, min(first + 128, columns))
+        costs = (weight[:, block] / upper.diagonal()[block]).square().flatten()
+        gone = torch.zeros_like(costs, dtype=torch.bool)
+        gone[costs.argsort()[: int(share * costs.numel())]] = True
+        gone = gone.reshape(rows, -1)
+        for j in range(first, block.stop):
+            error = torch.where(gone[:, j - first], weight[:, j] / upper[j, j], 0.0)
+            weight[:, j:] -= error[:, None] * upper[j, j:]
+    sc.reconstruct(net, share, data=x, solver="sparsegpt", damping=0.01)
+    torch.testing.assert_close(net.weight.detach(), weight, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", ["refit", "sparsegpt", "obc"])
+def test_inputs_that_are_always_zero_need_only_a_damping(solver: str) -> None:
+    net = nn.Linear(6, 4)
+    done = sc.reconstruct(net, 0.5, data=torch.zeros(9, 6), solver=solver, damping=0.01)
+    assert (done.layers[0].kept, done.layers[0].after) == (0.5, 0.0)

@@ -200,3 +200,8 @@ def test_what_is_no_number_is_refused(given: Any, kind: str) -> None:
     with pytest.raises(ValueError, match=f"evaluate gave a {kind}, and it has to return one number"):
         sc.sensitivity(net, lambda _: given)
     assert torch.equal(net.weight, dense)
+
+
+def test_beyond_the_scan_layers_share_in_proportion_to_what_they_have() -> None:
+    scan = sc.Sensitivity(0.9, (0.5,), {"a": (0.9,), "b": (0.9,)}, {"a": 10, "b": 30})
+    assert scan.allocation.function({"a": 10, "b": 30}, 12) == {"a": 3, "b": 9}
