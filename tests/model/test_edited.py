@@ -122,3 +122,17 @@ def test_bad_values_are_refused_and_nothing_changes(values: dict[str, Tensor], m
     with pytest.raises(ValueError, match=message):
         edit(masks, values)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_that_changed_its_type_can_be_pruned_on_and_restored(dtype: torch.dtype) -> None:
+    net = network()
+    before = state(net)
+    masks = sc.prune(net, 0.3)
+    edit(masks, {"0.bias": torch.zeros(6)})
+    net.to(dtype)
+    sc.prune(net, 0.5)
+    assert sum(masks.kept(name) for name in masks) == 21
+    masks.check()
+    masks.undo()
+    assert all(torch.equal(tensor, before[name].to(tensor)) for name, tensor in net.state_dict().items())

@@ -71,7 +71,7 @@ class RemovedValues:
                 f"the removed values of {name!r} were kept under another sharding ({part} then, {now} now); "
                 "undo the masks before the model is resharded"
             )
-        removed, values = removed.to(target.device), values.to(target.device)
+        removed, values = removed.to(target.device), values.to(target)  # its type may be another by now
         target[removed] = torch.where(target[removed] == 0, values, target[removed]) if only_zeros else values
 
     def forget(self) -> None:
