@@ -58,6 +58,14 @@ def test_erk_of_a_grouped_and_of_a_transposed_convolution() -> None:
     assert counts["grouped"] / counts["turned"] == pytest.approx((8 + 2 + 6) / (8 + 4 + 6), rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["erk", "er", "uniform", "uniform_plus", "global", "lamp", "owl"])
+def test_a_layer_without_weights_takes_no_part(name: str) -> None:
+    layout = {"none": KeyLayout((0, 6)), "some": KeyLayout((3, 6)), "nothing": KeyLayout((3, 0))}
+    scores = {key: torch.arange(1.0, math.prod(one.shape) + 1).reshape(one.shape) for key, one in layout.items()}
+    counts = allocate(name, sparsity=0.5, scores=scores, layout=layout, unit=WEIGHT)
+    assert counts == {"none": 0, "some": 9, "nothing": 0}
+
+
 @pytest.mark.parametrize("min_density", [None, 0.0, 0.3])
 @pytest.mark.parametrize("name", ["global", "lamp"])
 def test_one_pool_against_one_sort(name: str, min_density: float | None) -> None:

@@ -121,3 +121,18 @@ def test_a_cost_that_is_not_additive_is_met_and_nothing_fits_back(seed: int, spa
 def test_bad_costs_are_refused(cost: object, options: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         kept({"a": torch.rand(4)}, cost, 0.5, **options)
+
+
+@pytest.mark.parametrize("how", ["greedy", "exact"])
+def test_sparsity_is_a_share_of_the_cost_where_units_are_protected_too(how: str):
+    """A tenth of the cost is a third of each layer, more units than a tenth."""
+    scores = {key: torch.arange(1.0, 11.0) for key in "ab"}
+    layout = {key: KeyLayout((10, 1)) for key in scores}
+
+    def cost(keep: Mapping[str, Tensor]) -> int:
+        return int(keep["a"].sum()) * int(keep["b"].sum())
+
+    row = knapsack(cost, how=how)
+    counts = allocate(row, sparsity=0.9, scores=scores, layout=layout, unit=UNIT, min_density=0.3)
+    assert min(counts.values()) >= 3
+    assert counts["a"] * counts["b"] <= 10

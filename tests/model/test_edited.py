@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.core import parse_unit
 from secateur.model.edited import dense_values, edit
+from secateur.model.targets import find_targets
+from secateur.train.prune import cut
 
 
 def network() -> nn.Sequential:
@@ -82,7 +85,7 @@ def test_a_checkpoint_carries_edits_and_commit_gives_them_up() -> None:
         masks.undo()
 
 
-@pytest.mark.parametrize(
+BAD = pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"0.weights": torch.ones(6, 4)}, "'0.weights' is no parameter or buffer"),
@@ -90,6 +93,28 @@ def test_a_checkpoint_carries_edits_and_commit_gives_them_up() -> None:
         ({"3.bias": torch.ones(3), "0.bias": torch.full((6,), float("nan"))}, "not finite; nothing was changed"),
     ],
 )
+
+
+@BAD
+def test_bad_values_are_refused_before_a_mask_is_made(values: dict[str, Tensor], message: str) -> None:
+    net = network()
+    before, unit, layout = state(net), parse_unit("weight")[0], find_targets(net)
+    with pytest.raises(ValueError, match=message):
+        cut(net, {"0.weight": torch.zeros(6, 4).bool()}, unit, {"0.weight": layout["0.weight"]}, True, values)
+    assert sc.find_masks(net) is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_values_beyond_the_type_of_the_parameter_are_refused() -> None:
+    net = network().half()
+    masks = sc.prune(net, 0.5)
+    before = state(net)
+    with pytest.raises(ValueError, match=r"'0\.bias' reach 1e\+06, more than torch\.float16 holds"):
+        edit(masks, {"0.weight": torch.ones(6, 4), "0.bias": torch.full((6,), 1e6)})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@BAD
 def test_bad_values_are_refused_and_nothing_changes(values: dict[str, Tensor], message: str) -> None:
     net = network()
     masks = sc.prune(net, 0.5)
@@ -97,3 +122,17 @@ def test_bad_values_are_refused_and_nothing_changes(values: dict[str, Tensor], m
     with pytest.raises(ValueError, match=message):
         edit(masks, values)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_that_changed_its_type_can_be_pruned_on_and_restored(dtype: torch.dtype) -> None:
+    net = network()
+    before = state(net)
+    masks = sc.prune(net, 0.3)
+    edit(masks, {"0.bias": torch.zeros(6)})
+    net.to(dtype)
+    sc.prune(net, 0.5)
+    assert sum(masks.kept(name) for name in masks) == 21
+    masks.check()
+    masks.undo()
+    assert all(torch.equal(tensor, before[name].to(tensor)) for name, tensor in net.state_dict().items())

@@ -142,6 +142,8 @@ def test_one_layer_that_reads_two_groups() -> None:
     assert [mask.tolist() for mask in masks.unit_masks.values()] == [[False, True, False, True]] * 2
     assert list(merge_activations(masks, [x])) == [("left.weight", "head.weight"), ("right.weight", "head.weight")]
     torch.testing.assert_close(net(x), before)
+    merge_activations(masks, [x])  # of the dense model again, not of the merged one
+    torch.testing.assert_close(net(x), before)
     y = torch.randint(0, 2, (30,))
     call = {"unit": "channel", "example_inputs": x, "data": (x, y), "loss": F.cross_entropy}
     scores = sc.score(net, "head_importance", **call)

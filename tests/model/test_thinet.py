@@ -94,6 +94,9 @@ def test_factors_of_the_kept_are_least_squares() -> None:
     torch.testing.assert_close(found[kept], slow, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(net.second.weight[:, kept], old["second.weight"][:, kept] * found[kept][:, None, None])
     assert not bool(net.second.weight[:, ~kept].any())
+    scaled = net.second.weight.clone()
+    torch.testing.assert_close(scale_kept(masks, [x])["first.weight"], found)  # of the dense model, not of this one
+    assert torch.equal(net.second.weight, scaled)
     masks.undo()
     assert all(torch.equal(value, old[name]) for name, value in net.state_dict().items())
 
@@ -132,3 +135,26 @@ def test_padding_is_no_place() -> None:
     with torch.no_grad():
         own = F.relu(net.inner(x))[mask == 1] * net.outer.weight
     torch.testing.assert_close(found["contribution_gram"]["outer.weight"], own.t() @ own)
+
+
+class Joined(nn.Module):
+    """One layer that reads two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([F.relu(self.left(x)), torch.tanh(self.right(x))], 1))
+
+
+def test_one_layer_that_reads_two_groups_is_scaled_for_both() -> None:
+    net, x = Joined(), torch.randn(40, 4, dtype=torch.float64)
+    dense = net.head.weight.detach().clone()
+    masks = sc.prune(net, 0.5, criterion="thinet", unit="channel", data=[x], example_inputs=x)
+    found = scale_kept(masks, [x])
+    factors = torch.cat([found["left.weight"], found["right.weight"]])
+    assert int((factors == 0).sum()) == 4
+    torch.testing.assert_close(net.head.weight.detach(), dense * factors)

@@ -191,3 +191,17 @@ def test_knapsack_by_predicted_milliseconds_and_its_refusals() -> None:
     sc.prune(net, 0.5)
     with pytest.raises(ValueError, match="weighs all units at once"):
         sc.prune(net, 0.7, allocation=sc.knapsack(cost))
+
+
+@pytest.mark.parametrize(("given", "kind"), [(None, "NoneType"), (torch.ones(2), "Tensor"), ("high", "str")])
+def test_what_is_no_number_is_refused(given: Any, kind: str) -> None:
+    net = nn.Linear(4, 3)
+    dense = net.weight.detach().clone()
+    with pytest.raises(ValueError, match=f"evaluate gave a {kind}, and it has to return one number"):
+        sc.sensitivity(net, lambda _: given)
+    assert torch.equal(net.weight, dense)
+
+
+def test_beyond_the_scan_layers_share_in_proportion_to_what_they_have() -> None:
+    scan = sc.Sensitivity(0.9, (0.5,), {"a": (0.9,), "b": (0.9,)}, {"a": 10, "b": 30})
+    assert scan.allocation.function({"a": 10, "b": 30}, 12) == {"a": 3, "b": 9}

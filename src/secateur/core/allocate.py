@@ -70,7 +70,9 @@ def allocate(
     keep = sum(sizes.values()) - removed_count(sum(sizes.values()), sparsity)
     alive = dict(sizes) if previous is None else {key: int(torch.count_nonzero(previous[key])) for key in sizes}
     floors = _floors(sizes, alive, None if isinstance(unit, Layer) else min_density)
-    keep = _possible(keep, sparsity, sizes, alive, floors)
+    entry = resolve_allocation(allocation)
+    if not entry.own_total:  # else sparsity is no share of the units
+        keep = _possible(keep, sparsity, sizes, alive, floors)
     left = scores if previous is None else left_over(scores, BitMasks((key, previous[key]) for key in sizes))
     given: dict[str, object] = {
         **(evidence or {}),
@@ -81,7 +83,6 @@ def allocate(
         "layout": layout,
         "floors": floors,
     }
-    entry = resolve_allocation(allocation)
     counts = _call(entry, given)
     _check_counts(counts, sizes, None if entry.own_total else keep)
     total = max(sum(floors.values()), min(sum(counts.values()), sum(alive.values())))

@@ -143,7 +143,7 @@ def erk(sizes: Mapping[str, int], layout: Layout, keep: int) -> dict[str, int]:
     Reference:
         Evci, Gale, Menick, Castro, Elsen 2020, arXiv 1911.11134.
     """
-    raw = {key: sum(shape) / math.prod(shape) for key, shape in _shapes(sizes, layout).items()}
+    raw = {key: sum(shape) / max(1, math.prod(shape)) for key, shape in _shapes(sizes, layout).items()}
     return apportion(water_fill(raw, sizes, keep), keep, sizes)
 
 
@@ -167,7 +167,7 @@ def er(sizes: Mapping[str, int], layout: Layout, keep: int) -> dict[str, int]:
     Reference:
         Mocanu, Mocanu, Stone, Nguyen, Gibescu, Liotta 2018, arXiv 1707.04780.
     """
-    raw = {key: sum(shape[:2]) / math.prod(shape[:2]) for key, shape in _shapes(sizes, layout).items()}
+    raw = {key: sum(shape[:2]) / max(1, math.prod(shape[:2])) for key, shape in _shapes(sizes, layout).items()}
     return apportion(water_fill(raw, sizes, keep), keep, sizes)
 
 

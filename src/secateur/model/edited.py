@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -14,7 +15,7 @@ from secateur.model.sharding import is_sharded
 if TYPE_CHECKING:
     from secateur.model.masks import Masks
 
-__all__ = ["EditedValues", "dense_values", "edit"]
+__all__ = ["EditedValues", "checked", "dense_model", "dense_values", "edit", "holding"]
 
 
 @final
@@ -26,6 +27,11 @@ class EditedValues:
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def __copy__(self) -> EditedValues:
+        made = EditedValues()
+        made._values = dict(self._values)
+        return made
 
     def names(self) -> tuple[str, ...]:
         """What was edited."""
@@ -98,6 +104,59 @@ def dense_values(masks: Masks, names: Iterable[str]) -> dict[str, Tensor]:
         masks.apply()
 
 
+@contextmanager
+def holding(root: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Parameters and buffers with these values for the moment; what they were is put back bit by bit."""
+    tensors = {name: tensor.detach() for name, tensor in tensor_names(root).items() if name in values}
+    now = {name: tensor.clone() for name, tensor in tensors.items()}
+    try:
+        for name, tensor in tensors.items():
+            tensor.copy_(values[name])
+        yield
+    finally:
+        for name, tensor in tensors.items():
+            tensor.copy_(now[name])
+
+
+@contextmanager
+def dense_model(masks: Masks) -> Iterator[None]:
+    """The model as it was before masks and edits, for the moment; what was trained since counts as it is.
+
+    Raises:
+        ValueError: if the removed values were given up.
+    """
+    names = [*masks, *(() if masks.edited is None else masks.edited.names())]
+    with holding(masks.model, dense_values(masks, names)):
+        yield
+
+
+def checked(root: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """New values of parameters and buffers in the type and on the device of these; nothing is changed.
+
+    Raises:
+        ValueError: for an unknown name, another shape, sharded parameters, and values that are not finite, or are not
+            in the parameter's type.
+    """
+    tensors, found = tensor_names(root), dict[str, Tensor]()
+    if unknown := [name for name in values if name not in tensors]:
+        raise ValueError(f"{unknown[0]!r} is no parameter or buffer of {type(root).__name__}")
+    for name, value in values.items():
+        tensor = tensors[name]
+        if is_sharded(tensor):
+            raise ValueError(f"{name!r} is sharded; edit weights before fully_shard")
+        if tensor.shape != value.shape:
+            raise ValueError(f"{name!r} has shape {tuple(tensor.shape)}, the new values {tuple(value.shape)}")
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"the new values of {name!r} are not finite; nothing was changed")
+        found[name] = value.detach().to(tensor)
+        if not bool(torch.isfinite(found[name]).all()):
+            raise ValueError(
+                f"the new values of {name!r} reach {float(value.abs().max()):g}, more than {tensor.dtype} holds; "
+                "nothing was changed. Turn the model to float32 first, or take more damping"
+            )
+    return found
+
+
 @torch.no_grad()
 def edit(masks: Masks, values: Mapping[str, Tensor]) -> None:
     """Give parameters new values together with their masks: a merge, a refit, the update of a solver.
@@ -111,8 +170,7 @@ def edit(masks: Masks, values: Mapping[str, Tensor]) -> None:
             among them.
 
     Raises:
-        ValueError: for an unknown name, another shape, sharded parameters, and values that are not finite; nothing is
-            changed then.
+        ValueError: for whatever ``checked`` refuses; nothing is changed then.
 
     Example:
         >>> import secateur as sc
@@ -126,20 +184,9 @@ def edit(masks: Masks, values: Mapping[str, Tensor]) -> None:
         >>> net.weight.tolist()
         [[1.0, 3.0]]
     """
-    root = masks.model
-    tensors = tensor_names(root)
-    if unknown := [name for name in values if name not in tensors]:
-        raise ValueError(f"{unknown[0]!r} is no parameter or buffer of {type(root).__name__}")
-    targets = {name: tensors[name] for name in values}
-    for name, tensor in targets.items():
-        if is_sharded(tensor):
-            raise ValueError(f"{name!r} is sharded; edit weights before fully_shard")
-        if tensor.shape != values[name].shape:
-            raise ValueError(f"{name!r} has shape {tuple(tensor.shape)}, the new values {tuple(values[name].shape)}")
-        if not bool(torch.isfinite(values[name]).all()):
-            raise ValueError(f"the new values of {name!r} are not finite; nothing was changed")
-    for name, tensor in targets.items():
-        new = values[name].to(tensor)
+    tensors, found = tensor_names(masks.model), checked(masks.model, values)
+    for name, new in found.items():
+        tensor = tensors[name]
         kept = masks[name].to(tensor.device) if name in masks else None
         if kept is not None:
             new = torch.where(kept, new, torch.zeros((), dtype=new.dtype, device=new.device))

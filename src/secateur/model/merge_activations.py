@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.core.criteria.correlated import Fits, fit_removed
 from secateur.core.unit_channel import Channel
 from secateur.model.batches import StepFunction, forward_of, limited, to_device
-from secateur.model.edited import edit
+from secateur.model.edited import dense_model, edit
 from secateur.model.evidence.covariance import CrossSums, by_unit
 from secateur.model.evidence.gate_hooks import Stand, reader_stands
 from secateur.model.masks import Masks
@@ -31,7 +31,8 @@ def merge_activations(
     the bias as it is. Exact where the fit is, but for ``beta`` beside the border of a convolution with zero padding. A
     layer without a bias has no place for beta, and gets the least squares through the origin.
 
-    Fits of a layer do not know of the merges before it. ``masks.undo()`` takes the merge back too.
+    Fits of a layer do not know of the merges before it; what an earlier merge, refit or scaling made of its weights is
+    made anew from the dense ones. ``masks.undo()`` takes the merge back too.
 
     Args:
         masks: of unit ``channel``, with their removed values.
@@ -65,11 +66,12 @@ def merge_activations(
         )
     if masks.edited is None:
         raise ValueError("the removed values are gone (commit() was called, or prune(..., undo=False)): merge before")
+    if data is None:
+        raise ValueError("channels are merged by what layers read: give data= (a loader, or one batch)")
     root = masks.model
     layout = {name: key for name, key in masks.layout.items() if not bool(masks.unit_masks[name].all())}
     readers = reader_stands(root, layout)
-    try:
-        masks.restore_values()
+    with dense_model(masks):
         sums = _read(root, readers, data, step, batches)
         tensors = dict(root.named_parameters())
         values: dict[str, Tensor] = {}
@@ -78,8 +80,6 @@ def merge_activations(
             at = stand.gate, stand.label
             if at in sums:
                 found[at] = _merged(stand, masks.unit_masks[stand.gate], sums[at], tensors, values)
-    finally:
-        masks.apply()
     edit(masks, values)
     return found
 

@@ -25,6 +25,11 @@ class RemovedValues:
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
+    def __copy__(self) -> RemovedValues:
+        made = RemovedValues()
+        made._values = dict(self._values)
+        return made
+
     def keep(self, name: str, parameter: Tensor, mask: Tensor, zeros_too: bool = True) -> None:
         """Remember what stands at the masked positions of ``parameter``.
 
@@ -66,7 +71,7 @@ class RemovedValues:
                 f"the removed values of {name!r} were kept under another sharding ({part} then, {now} now); "
                 "undo the masks before the model is resharded"
             )
-        removed, values = removed.to(target.device), values.to(target.device)
+        removed, values = removed.to(target.device), values.to(target)  # its type may be another by now
         target[removed] = torch.where(target[removed] == 0, values, target[removed]) if only_zeros else values
 
     def forget(self) -> None:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from secateur.core.criteria.reconstruction import kept_scales
 from secateur.model.batches import StepFunction
-from secateur.model.edited import edit
+from secateur.model.edited import dense_model, edit
 from secateur.model.evidence import Source, collect
 from secateur.model.evidence.gate_hooks import reader_stands
+from secateur.model.graph.trace import tensor_names
 from secateur.model.masks import Masks
 
 __all__ = ["scale_kept"]
@@ -22,8 +23,8 @@ def scale_kept(
 ) -> dict[str, Tensor]:
     """Multiply what reads each kept channel by a factor, ``W[:, c] *= s_c``, fitted on sampled outputs.
 
-    ``min_s sum_n (sum_all x_nc - sum_kept s_c x_nc)^2`` on the dense model; see ``kept_scales``. ``masks.undo()`` takes
-    the factors back too.
+    ``min_s sum_n (sum_all x_nc - sum_kept s_c x_nc)^2`` on the dense model; see ``kept_scales``. What an earlier merge,
+    refit or scaling made of these weights is made anew from the dense ones. ``masks.undo()`` takes the factors back.
 
     Args:
         masks: of unit ``channel``, with their removed values.
@@ -61,20 +62,19 @@ def scale_kept(
         raise ValueError("the removed values are gone (commit() was called, or prune(..., undo=False)): scale before")
     root, source = masks.model, Source(data, step=step, batches=batches, seed=seed)
     factors: dict[str, Tensor] = {}
-    try:
-        masks.restore_values()
+    stands, values = reader_stands(root, layout), dict[str, Tensor]()
+    with dense_model(masks):
         grams = collect(root, ["contribution_gram"], layout, masks.unit, source)["contribution_gram"] if layout else {}
-    finally:
-        masks.apply()
-    tensors, values = dict(root.named_parameters()), dict[str, Tensor]()
+        tensors = tensor_names(root)
+        dense = {stand.label: tensors[stand.label].detach().clone() for stand in stands}
     for name, gram in grams.items():
         factors[name] = kept_scales(gram, masks.unit_masks[name])
-    for stand in reader_stands(root, layout):
+    for stand in stands:
         assert stand.owner is not None  # of a reader
         own = torch.cat([factors[stand.gate], factors[stand.gate].new_ones(1)])[
             stand.owner.to(factors[stand.gate].device)
         ]
-        weight = values.get(stand.label, tensors[stand.label].detach())
+        weight = values.get(stand.label, dense[stand.label])
         shape = [1, -1, *[1] * (weight.dim() - 2)]
         values[stand.label] = (weight.double() * own.to(weight.device).reshape(shape)).to(weight)
     edit(masks, values)

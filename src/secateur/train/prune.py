@@ -18,7 +18,7 @@ from secateur.core import (
 )
 from secateur.core import score as score_units
 from secateur.model.batches import LossFunction, StepFunction
-from secateur.model.edited import edit
+from secateur.model.edited import checked, edit
 from secateur.model.evidence import Source, collect
 from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
@@ -261,8 +261,11 @@ def cut(
 
     Returns:
         The model's masks, new ones or those it had.
+
+    Raises:
+        ValueError: for values that do not fit; nothing is changed then.
     """
-    masks = find_masks(model)
+    masks, new = find_masks(model), checked(unwrap(model), values or {})
     if masks is None:
         masks = Masks(model, unit_masks, unit, layout, undo=undo)
         register_masks(model, masks)
@@ -270,8 +273,8 @@ def cut(
     else:
         masks.add(layout)
         masks.update(unit_masks)
-    if values:
-        edit(masks, values)
+    if new:
+        edit(masks, new)
     if not undo:
         masks.commit()
     return masks

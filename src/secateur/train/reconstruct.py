@@ -18,7 +18,7 @@ from secateur.model.batches import LossFunction, StepFunction, limited, to_devic
 from secateur.model.edited import dense_values
 from secateur.model.evidence import Source, collect
 from secateur.model.evidence.inputs import warn_of_idle
-from secateur.model.evidence.stages import Sequential, find_stages, stage_grams, stage_pairs
+from secateur.model.evidence.stages import Sequential, find_stages, own_biases, stage_grams, stage_pairs
 from secateur.model.graph.trace import tensor_names
 from secateur.model.masks import Masks, find_masks
 from secateur.model.names import clean_name, find_parameter, unwrap
@@ -246,8 +246,7 @@ def _towards_dense(
     if match == "layer" or (match is None and (before is None or unit_name(before.unit) == "weight")):
         return values, None
     tensors = tensor_names(root)
-    named = {name: f"{name.removesuffix('weight')}bias" for name in layout if name.endswith("weight")}
-    biases = {name: bias for name, bias in named.items() if bias in tensors}
+    biases = own_biases(root, layout)
     changed = [*biases.values(), *(() if before is None else before)]
     if before is not None and before.edited is not None:
         return {**dense_values(before, [*changed, *before.edited.names()]), **values}, biases

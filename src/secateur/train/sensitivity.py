@@ -230,7 +230,14 @@ def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module], float], masks: 
     buffers = [(buffer, buffer.detach().clone()) for buffer in root.buffers()]
     try:
         with quietly(root), masked(model, masks), torch.no_grad():
-            return float(evaluate(model))
+            figure = evaluate(model)
+        try:
+            return float(figure)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"evaluate gave a {type(figure).__name__}, and it has to return one number, higher is better, such as "
+                "lambda m: sc.evaluate(m, valid).top1"
+            ) from error
     finally:
         for buffer, value in buffers:
             buffer.detach().copy_(value)

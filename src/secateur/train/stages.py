@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,13 @@ from secateur.core.solvers import (
     to_groups,
 )
 from secateur.core.units import parse_unit
-from secateur.model.edited import edit
+from secateur.model.edited import EditedValues, edit
 from secateur.model.evidence.inputs import InputSums
 from secateur.model.evidence.stages import Stage
 from secateur.model.masks import Masks
 from secateur.model.names import find_parameter
 from secateur.model.registry import forget_masks
+from secateur.model.removed import RemovedValues
 from secateur.train.prune import cut
 from secateur.types import NM, KeyLayout
 
@@ -182,7 +184,8 @@ class Backup:
 
     def __init__(self, root: nn.Module, before: Masks | None) -> None:
         self._root, self._before = root, before
-        self._units = {} if before is None else dict(before.unit_masks)
+        # Tensors in there are replaced, never written to, so that copies of what holds them are enough.
+        self._memory = {} if before is None else {name: _copied(value) for name, value in vars(before).items()}
         self._values: dict[str, Tensor] = {}
 
     def keep(self, names: Iterable[str]) -> None:
@@ -191,11 +194,14 @@ class Backup:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Values and masks as they were."""
+        """Values and masks as they were, and what ``undo()`` needs."""
         if self._before is None:
             forget_masks(self._root)
         else:
-            whole = {n: torch.ones_like(mask) for n, mask in self._before.unit_masks.items()}
-            self._before.update({**whole, **self._units})
+            vars(self._before).update(self._memory)
         for name, value in self._values.items():
             find_parameter(self._root, name).detach().copy_(value)
+
+
+def _copied(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, RemovedValues | EditedValues) else value

@@ -53,14 +53,14 @@ def damped(gram: Tensor, damping: float) -> Tensor:
         float64, like ``gram``.
 
     Raises:
-        ValueError: for a negative damping.
+        ValueError: for a damping that is negative or not finite.
 
     Example:
         >>> damped(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), 0.5).tolist()
         [[2.0, 0.0], [0.0, 4.0]]
     """
-    if not damping >= 0.0:
-        raise ValueError(f"damping={damping}: a share of the mean diagonal, 0 or more; 0.01 is usual")
+    if not 0.0 <= damping < math.inf:
+        raise ValueError(f"damping={damping}: a share of the mean diagonal, finite, 0 or more; 0.01 is usual")
     mean = gram.double().diagonal(dim1=-2, dim2=-1).mean(-1)
     level = torch.where(mean > 0, mean, 1.0)[..., None, None]
     return gram.double() + damping * level * torch.eye(gram.shape[-1], dtype=torch.float64, device=gram.device)

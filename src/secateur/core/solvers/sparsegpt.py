@@ -19,7 +19,8 @@ def sparsegpt(layer: Layer) -> tuple[Tensor, Tensor]:
 
     U is the upper Cholesky factor of the inverse, ``H^-1 = U^T U``; ``u_jj^2`` is the inverse diagonal of what is not
     done yet. Weights compete in a block of all rows; for n of m in each row's group, chosen when it is reached. A
-    block loses its share, rounded so that the layer's count is exact; published code cuts at a threshold.
+    block loses its share, rounded so that the layer's count is exact, and less where later blocks have lost more than
+    theirs already; published code cuts at a threshold.
 
     Args:
         layer: with ``remove`` or ``pattern``; what is removed already goes first.
@@ -41,6 +42,7 @@ def sparsegpt(layer: Layer) -> tuple[Tensor, Tensor]:
     """
     new, kept = layer.weight.clone(), layer.kept.clone()
     seen = gone = 0
+    ahead = int((~kept).sum())  # gone already in blocks that were not reached
     of = 0 if layer.pattern is None else layer.pattern.of
     width = _BLOCK if not of else _BLOCK // of * of
     for weight, mask, gram in zip(new, kept, layer.gram, strict=True):
@@ -50,7 +52,9 @@ def sparsegpt(layer: Layer) -> tuple[Tensor, Tensor]:
             part, chosen = weight[:, block].contiguous(), mask[:, block].contiguous()
             seen += part.numel()
             if layer.remove is not None:
-                wanted = (2 * layer.remove * seen + layer.weight.numel()) // (2 * layer.weight.numel()) - gone
+                ahead -= int((~chosen).sum())
+                due = (2 * layer.remove * seen + layer.weight.numel()) // (2 * layer.weight.numel())
+                wanted = min(due, layer.remove - ahead) - gone
                 chosen = _choose(part, chosen, corner, wanted)
             keep = 0 if layer.pattern is None else layer.pattern.keep
             errors = native.eliminate_columns(part, chosen, corner.contiguous(), keep, of)

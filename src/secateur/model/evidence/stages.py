@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.batches import StepFunction, forward_of
+from secateur.model.edited import holding
 from secateur.model.evidence.inputs import InputSums, refuse_unread
 from secateur.model.evidence.products import Product, ProductWatch
 from secateur.model.evidence.watching import token_mask
@@ -18,7 +20,7 @@ from secateur.model.graph.trace import slow_paths, tensor_names
 from secateur.model.quietly import quietly
 from secateur.types import Layout
 
-__all__ = ["Sequential", "Stage", "find_stages", "stage_grams", "stage_pairs"]
+__all__ = ["Sequential", "Stage", "find_stages", "own_biases", "stage_grams", "stage_pairs"]
 
 Sequential: TypeAlias = bool | Literal["block"]
 """True: layers one after another, those with a common input together; ``"block"``: by the first number in their names
@@ -58,6 +60,8 @@ def find_stages(
     Returns:
         Every weight is in exactly one of them.
     """
+    if sequential not in (True, False, "block"):
+        raise ValueError(f"sequential={sequential!r}: take True (layer by layer), 'block', or False (all at once)")
     order: list[str] = []
     sums = InputSums(layout, gram=False)
 
@@ -152,7 +156,7 @@ def stage_pairs(
                     raise _EnoughError
                 seen.append(replace(product, values=product.values.clone()))  # it may be overwritten later in the pass
 
-            with _holding(root, values):
+            with holding(root, values):
                 _watched(root, names, batch, step, tell)
             found.append(seen)
         sums.begin()
@@ -162,17 +166,21 @@ def stage_pairs(
     return sums
 
 
-@contextmanager
-def _holding(root: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    tensors = {name: tensor.detach() for name, tensor in tensor_names(root).items() if name in values}
-    now = {name: tensor.clone() for name, tensor in tensors.items()}
-    try:
-        for name, tensor in tensors.items():
-            tensor.copy_(values[name])
-        yield
-    finally:
-        for name, tensor in tensors.items():
-            tensor.copy_(now[name])
+def own_biases(root: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Weight -> the bias of its layer; not those that other weights have too, which cannot serve one of them.
+
+    Example:
+        >>> own_biases(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1, bias=False)), ["0.weight", "1.weight"])
+        {'0.weight': '0.bias'}
+    """
+    tensors = tensor_names(root)
+    uses = Counter(id(tensor) for _, tensor in root.named_parameters(remove_duplicate=False))
+    named = {name: f"{name.removesuffix('weight')}bias" for name in names if name.endswith("weight")}
+    return {
+        name: bias
+        for name, bias in named.items()
+        if bias in tensors and uses[id(tensors[bias])] == uses[id(tensors[name])]
+    }
 
 
 def _side_by_side(then: Sequence[Product], now: Sequence[Product]) -> Iterator[Product]:
