@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import json
 import statistics
 import time
@@ -64,7 +65,9 @@ def asked(train: Data, entry: Any, seed: int) -> dict[str, Any]:
     """What a criterion reads."""
     needs: dict[str, Any] = {"seed": seed}
     if entry.data == "none":
-        return needs
+        return needs | (
+            {"example_inputs": train[0][:1]} if "flow" in inspect.signature(entry.function).parameters else {}
+        )
     return needs | {"data": batches(train), "loss": F.cross_entropy}
 
 
