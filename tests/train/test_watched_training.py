@@ -151,8 +151,7 @@ def test_a_checkpoint_between_two_watched_passes_goes_on_bit_by_bit(criterion: s
         assert torch.equal(pruner.masks.unit_masks[name], after.masks.unit_masks[name]), name
 
 
-def test_a_checkpoint_without_the_first_passes_would_be_another():
-    """That the state matters: the same continuation, its sums dropped, scores by two passes, not by four."""
+def test_the_state_holds_the_passes_so_far():
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
     pruner = sc.Pruner(net, plan("mean_activation", 6), batches=4)
