@@ -150,7 +150,16 @@ void bind_table(nb::module_& m) {
                            uintptr_t kept) {
              if (of == 0 || keep > of) throw std::invalid_argument("keep of `of` with 0 <= keep <= of, of >= 1");
              t.nm_select(at<const float>(scores), rows, cols, keep, of, at<uint8_t>(kept));
-           }, "scores"_a, "rows"_a, "cols"_a, "keep"_a, "of"_a, "kept"_a, Release());
+           }, "scores"_a, "rows"_a, "cols"_a, "keep"_a, "of"_a, "kept"_a, Release())
+      .def("digits", [](const KernelTable& t, uintptr_t values, size_t itemsize, size_t n, int shift, int64_t prefix,
+                        uintptr_t counts) {
+             if (itemsize != 4 && itemsize != 8) throw std::invalid_argument("floats of 4 or 8 bytes are allowed");
+             if (shift < 0 || shift % 16 != 0 || size_t(shift) + 16 > 8 * itemsize) {
+               throw std::invalid_argument("shift: 0, 16 and so on, below the size of the numbers");
+             }
+             digits_fn* run = itemsize == 4 ? t.digits4 : t.digits8;
+             return run(at<const void>(values), n, shift, prefix, at<uint64_t>(counts));
+           }, "values"_a, "itemsize"_a, "n"_a, "shift"_a, "prefix"_a, "counts"_a, Release());
 }
 
 }  // namespace

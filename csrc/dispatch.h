@@ -23,6 +23,8 @@ struct KernelTable {
   apply_fn* apply4;
   apply_fn* apply8;
   nm_select_fn* nm_select;
+  digits_fn* digits4;
+  digits_fn* digits8;
   spmm_fn* spmm_rows8;
   spmm_fn* spmm_rows16;
   spmm_fn* spmm_even8;

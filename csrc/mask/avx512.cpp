@@ -112,4 +112,12 @@ void secateur_nm_select_avx512(const float* scores, size_t rows, size_t cols, si
     nm_groups(run + done * of, groups - done, keep, of, out + done * of);
   });
 }
+
+uint64_t secateur_digits4_avx512(const void* values, size_t n, int shift, int64_t prefix, uint64_t* counts) {
+  return digits(static_cast<const int32_t*>(values), n, shift, int32_t(prefix), counts);
+}
+
+uint64_t secateur_digits8_avx512(const void* values, size_t n, int shift, int64_t prefix, uint64_t* counts) {
+  return digits(static_cast<const int64_t*>(values), n, shift, prefix, counts);
+}
 }

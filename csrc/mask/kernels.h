@@ -27,4 +27,12 @@ typedef apply_fn apply8_fn;
 // Of each run of `of` scores in a row keep the `keep` highest; among equals the lower index goes first.
 // What is left over at the end of a row (cols % of) is kept. kept[rows * cols] bytes of 0 or 1. No NaN.
 typedef void nm_select_fn(const float* scores, size_t rows, size_t cols, size_t keep, size_t of, uint8_t* kept);
+
+// Floats of 4 or 8 bytes as whole numbers in the order of the floats (-0 just below +0), at 16 of their bits:
+// counts[65536] grows by how many have each value there. With shift 16 (48) these are the highest bits, the sign turned
+// so that the value rises with the float, and all count; below, those count whose bits above shift + 16 are `prefix`.
+// Returns how many have more than that there.
+typedef uint64_t digits_fn(const void* values, size_t n, int shift, int64_t prefix, uint64_t* counts);
+typedef digits_fn digits4_fn;
+typedef digits_fn digits8_fn;
 }

@@ -132,4 +132,12 @@ void secateur_nm_select_neon(const float* scores, size_t rows, size_t cols, size
     nm_groups(run + done * of, groups - done, keep, of, out + done * of);
   });
 }
+
+uint64_t secateur_digits4_neon(const void* values, size_t n, int shift, int64_t prefix, uint64_t* counts) {
+  return digits(static_cast<const int32_t*>(values), n, shift, int32_t(prefix), counts);
+}
+
+uint64_t secateur_digits8_neon(const void* values, size_t n, int shift, int64_t prefix, uint64_t* counts) {
+  return digits(static_cast<const int64_t*>(values), n, shift, prefix, counts);
+}
 }

@@ -60,4 +60,12 @@ void secateur_nm_select_portable(const float* scores, size_t rows, size_t cols, 
     nm_groups(run, groups, keep, of, out);
   });
 }
+
+uint64_t secateur_digits4_portable(const void* values, size_t n, int shift, int64_t prefix, uint64_t* counts) {
+  return digits(static_cast<const int32_t*>(values), n, shift, int32_t(prefix), counts);
+}
+
+uint64_t secateur_digits8_portable(const void* values, size_t n, int shift, int64_t prefix, uint64_t* counts) {
+  return digits(static_cast<const int64_t*>(values), n, shift, prefix, counts);
+}
 }

@@ -66,4 +66,37 @@ inline void nm_rows(const float* scores, size_t rows, size_t cols, size_t of, ui
   }
 }
 
+template <typename Whole>
+inline Whole in_order(Whole bits) {
+  constexpr int top = 8 * int(sizeof(Whole)) - 1;
+  return bits ^ Whole((bits >> top) & ~(Whole(1) << top));
+}
+
+template <typename Whole>
+inline uint64_t digits(const Whole* bits, size_t n, int shift, Whole prefix, uint64_t* counts) {
+  constexpr int size = 8 * int(sizeof(Whole));
+  if (shift + 16 == size) {
+    for (size_t i = 0; i < n; ++i) ++counts[size_t((in_order(bits[i]) >> (size - 16)) + 32768)];
+    return 0;
+  }
+  // Few match: runs without any are only looked at.
+  constexpr size_t run = 64;
+  uint64_t above = 0;
+  for (size_t begin = 0; begin < n; begin += run) {
+    const size_t width = n - begin < run ? n - begin : run;
+    Whole more = 0, equal = 0;
+    for (size_t i = 0; i < width; ++i) {
+      const Whole high = in_order(bits[begin + i]) >> (shift + 16);
+      more += high > prefix;
+      equal += high == prefix;
+    }
+    above += uint64_t(more);
+    for (size_t i = 0; equal > 0 && i < width; ++i) {
+      const Whole whole = in_order(bits[begin + i]);
+      if (whole >> (shift + 16) == prefix) ++counts[(whole >> shift) & 65535];
+    }
+  }
+  return above;
+}
+
 }  // namespace

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from secateur.core.streamed import Pieces
+from secateur.native import BINS, count_digits, in_order
 
 __all__ = ["Pool", "border"]
 
-_BINS = 1 << 16
 _WHOLE = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -53,45 +53,25 @@ def border(pools: Sequence[Pool], keep: int, dtype: torch.dtype) -> float:
         >>> border([Pool(lambda: iter([scores]), aside=1)], 3, torch.float32)
         -2.0
     """
-    bits = 8 * dtype.itemsize
     prefix: int | None = None
-    for shift in range(bits - 16, -1, -16):
-        counts = torch.zeros(_BINS, dtype=torch.int64)
+    for shift in range(8 * dtype.itemsize - 16, -1, -16):
+        counts = torch.zeros(BINS, dtype=torch.int64)
         for pool in pools:
             counts += _competing(pool, dtype, shift, prefix)
         from_above = counts.flip(0).cumsum(0)
         place = int(torch.searchsorted(from_above, keep))
         keep -= int(from_above[place - 1]) if place else 0
-        digit = _BINS - 1 - place
-        prefix = digit - _BINS // 2 if prefix is None else prefix * _BINS + digit
-    return float(_turned(torch.tensor([prefix], dtype=_WHOLE[dtype])).view(dtype))
+        digit = BINS - 1 - place
+        prefix = digit - BINS // 2 if prefix is None else prefix * BINS + digit
+    return float(in_order(torch.tensor([prefix], dtype=_WHOLE[dtype])).view(dtype))
 
 
 def _competing(pool: Pool, dtype: torch.dtype, shift: int, prefix: int | None) -> Tensor:
     """How many competing scores have each value of 16 bits, of those whose higher bits are the prefix."""
-    counts = torch.zeros(_BINS, dtype=torch.int64)
-    above = 0
-    for piece in pool.passes():
-        ordered = _ordered(piece, dtype)
-        if prefix is None:
-            digits = (ordered >> shift).add_(_BINS // 2)
-        else:
-            high = ordered >> (shift + 16)
-            above += int(torch.count_nonzero(high > prefix)) if pool.aside else 0
-            digits = (ordered[high == prefix] >> shift).bitwise_and_(_BINS - 1)
-        counts += torch.bincount(digits, minlength=_BINS).cpu()
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    above = sum(count_digits(piece.to(dtype), shift, prefix, counts) for piece in pool.passes())
     aside = max(0, pool.aside - above)
     if not aside:
         return counts
     from_above = counts.flip(0).cumsum(0)
     return (from_above - aside).clamp_(min=0).diff(prepend=from_above.new_zeros(1)).flip(0)
-
-
-def _ordered(piece: Tensor, dtype: torch.dtype) -> Tensor:
-    return _turned(piece.to(dtype).contiguous().view(_WHOLE[dtype]))
-
-
-def _turned(bits: Tensor) -> Tensor:
-    """Bits of floats <-> whole numbers in their order."""
-    negative = bits >> (8 * bits.dtype.itemsize - 1)
-    return negative.bitwise_and_(torch.iinfo(bits.dtype).max).bitwise_xor_(bits)

@@ -15,6 +15,7 @@ Environment, read at import:
 from __future__ import annotations
 
 from secateur.native.bits import count_bits, pack_bits, unpack_bits
+from secateur.native.digits import BINS, count_digits, in_order
 from secateur.native.groups import nm_select
 from secateur.native.loading import available, isa
 from secateur.native.mask_set import MaskSet
@@ -22,11 +23,14 @@ from secateur.native.solve import eliminate_columns, elimination_order, refit_ro
 from secateur.native.threads import usable_threads
 
 __all__ = [
+    "BINS",
     "MaskSet",
     "available",
     "count_bits",
+    "count_digits",
     "eliminate_columns",
     "elimination_order",
+    "in_order",
     "isa",
     "nm_select",
     "pack_bits",

@@ -60,7 +60,7 @@ def snip(weight: Tensor, grad_abs: Tensor) -> Tensor:
     Reference:
         Lee, Ajanthan, Torr 2019, arXiv 1810.02340.
     """
-    return wide(weight).abs() * wide(grad_abs)
+    return (wide(weight) * wide(grad_abs)).abs_()  # the sizes of gradients have no sign; one tensor less
 
 
 def snip_signed(weight: Tensor, grad: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def snip_signed(weight: Tensor, grad: Tensor) -> Tensor:
     Reference:
         Lee, Ajanthan, Torr 2019, arXiv 1810.02340, accumulated as in the code of Tanaka et al. 2020, arXiv 2006.05467.
     """
-    return (wide(weight) * wide(grad)).abs()
+    return (wide(weight) * wide(grad)).abs_()
 
 
 def taylor(weight: Tensor, grad_sq: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def synflow(weight: Tensor, flow: Tensor) -> Tensor:
     Reference:
         Tanaka, Kunin, Yamins, Ganguli 2020, arXiv 2006.05467.
     """
-    return (wide(weight) * wide(flow)).abs()
+    return (wide(weight) * wide(flow)).abs_()
 
 
 def force(weight: Tensor, grad_abs: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def prospr(
         Alizadeh, Tailor, Zintgraf, van Amersfoort, Farquhar, Lane, Gal 2022, arXiv 2202.08132.
     """
     _check_steps(lr, momentum)
-    return (wide(weight) * wide(meta_grad)).abs()
+    return (wide(weight) * wide(meta_grad)).abs_()
 
 
 def prospr_gate(meta_gate: Tensor, *, lr: float = 0.1, momentum: float = 0.0, first_order: bool = False) -> Tensor:

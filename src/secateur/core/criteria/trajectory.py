@@ -199,7 +199,7 @@ def movement(weight: Tensor, init: Tensor) -> Tensor:
     Reference:
         Zhou, Lan, Liu, Yosinski 2019, arXiv 1905.01067.
     """
-    return (wide(weight) - wide(init)).abs()
+    return (wide(weight) - wide(init)).abs_()
 
 
 def movement_sanh(movement: Tensor) -> Tensor:
