@@ -40,8 +40,8 @@ class Pruner:
     ``data`` where given; else the forward passes of your training in the last ``batches`` steps before an update.
 
     Args:
-        model: any module. DDP: the wrapped one, or each rank prunes by what it saw itself. FSDP2: make the pruner
-            after ``fully_shard``.
+        model: any module. DDP: the wrapped one, whose ranks decide by what all of them saw; of the module inside each
+            rank prunes by what it saw itself. FSDP2: make the pruner after ``fully_shard``.
         plan: the choices.
         data: an iterable of batches, or one, for criteria that read gradients, activations or inputs of layers.
         loss: ``loss(output, labels)``.

@@ -45,7 +45,7 @@ def gate_seconds(request: Request) -> Found:
         raise ValueError(f"{sharded[0]!r} is sharded; second derivatives are not taken there: score before fully_shard")
     hooks, totals, count = GateHooks(), dict[str, Tensor](), 0
     # The fused kernels of attention have no second derivative.
-    with quietly(root, source.mode), torch.enable_grad(), slow_paths(), hooks.installed():
+    with request.ranks.together(), quietly(root, source.mode), torch.enable_grad(), slow_paths(), hooks.installed():
         for batch in batches_of(request):
             if not hooks.placed:
                 hooks.place(stands(root, layout, _runner(root, batch, request)))
@@ -54,6 +54,7 @@ def gate_seconds(request: Request) -> Found:
             for name, change in _changes(value, hooks.gates()).items():
                 totals[name] = totals.get(name, 0) + change.square()
             count += 1
+    totals, count = request.ranks.sums(totals), request.ranks.total(count)
     return {"gate_change_sq": {name: total / count for name, total in totals.items()}}
 
 
