@@ -16,7 +16,6 @@ from secateur.core import (
     needs,
     regrows,
     resolve_criterion,
-    rounds_needed,
     settings_needed,
 )
 from secateur.core.bit_masks import BitMasks, all_kept
@@ -41,8 +40,6 @@ def choose_masks(
     source: Source,
     layout: Mapping[str, KeyLayout],
     before: Masks | None = None,
-    *,
-    rounds: int | None = None,
 ) -> Mapping[str, Tensor]:
     """Evidence to unit masks, the same on every rank; the model is not changed.
 
@@ -57,21 +54,20 @@ def choose_masks(
         source: of the evidence.
         layout: the targets.
         before: masks so far; what they removed stays removed.
-        rounds: how many; None: as the criterion's row says.
 
     Returns:
         Parameter or group name -> bool mask in the unit's grid.
 
     Raises:
-        ValueError: for several rounds to an n:m pattern, and for whatever evidence and decision refuse.
+        ValueError: for whatever evidence and decision refuse.
     """
     root, unit, regrow = unwrap(model), plan.parsed_unit, regrows(plan.criterion)
     previous = None if before is None else _so_far(before, unit, layout)
-    if _count(plan, rounds) == 1:
+    if plan.rounds_each == 1:
         return _decide(model, plan, sparsity, _evidence(model, plan, source, layout), layout, previous)
     weights = {name: full(find_parameter(root, name)).detach() for name in evidence_layout(unit, layout)}
     dense = {"weight": {name: weight.clone() for name, weight in weights.items()}} if regrow else {}
-    count = _count(plan, rounds)
+    count = plan.rounds_each
     gone = 0.0 if previous is None else 1.0 - _share(previous)
     masks = previous
     for index in range(1, count + 1):
@@ -91,8 +87,6 @@ def choose_with_update(
     source: Source,
     layout: Mapping[str, KeyLayout],
     before: Masks | None = None,
-    *,
-    rounds: int | None = None,
 ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
     """Unit masks in one round, and new values of the weights from the same evidence; the model is not changed.
 
@@ -103,7 +97,6 @@ def choose_with_update(
         source: of the evidence.
         layout: the targets.
         before: masks so far; what they removed stays removed.
-        rounds: None or 1.
 
     Returns:
         Unit masks, and parameter name -> values in its shape.
@@ -116,7 +109,7 @@ def choose_with_update(
     if not isinstance(entry, CriterionEntry) or entry.update is None:
         known = ", ".join(name for name, row in CRITERIA.items() if row.update is not None)
         raise ValueError(f"update=True: criterion {plan.criterion!r} has no update of the kept weights; {known} have")
-    if _count(plan, rounds) > 1:
+    if plan.rounds_each > 1:
         raise ValueError("update=True moves weights once, so it goes with one round; call prune several times instead")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError("update=True moves weights in every process by its own data; prune before wrapping the model")
@@ -141,16 +134,6 @@ def to_trace(criterion: CriterionLike, unit: Unit, example_inputs: Any) -> Any:
     """
     alone = not isinstance(unit, Channel) and not EXAMPLE_KINDS.isdisjoint(evidence_needed(criterion))
     return None if alone else example_inputs
-
-
-def _count(plan: Plan, rounds: int | None) -> int:
-    if rounds is not None and (type(rounds) is not int or rounds < 1):
-        raise ValueError(f"rounds={rounds!r}: how many rounds to prune in, a whole number from 1")
-    if plan.is_pattern:
-        if rounds not in (None, 1):
-            raise ValueError(f"rounds={rounds}: {plan.within} is reached at once; leave rounds out")
-        return 1
-    return rounds_needed(plan.criterion) if rounds is None else rounds
 
 
 def _evidence(

@@ -195,10 +195,11 @@ def prune(
         reduce=reduce,
         min_density=min_density,
         seed=seed,
+        rounds=rounds,
     )
     batches = batches_needed(plan.criterion) if batches is None else batches
     source = Source(data, loss, step, batches, init, seed, mode, example=example_inputs)
-    how: dict[str, Any] = {"rounds": rounds, "merge": merge, "update": update, "inplace": inplace, "undo": undo}
+    how: dict[str, Any] = {"merge": merge, "update": update, "inplace": inplace, "undo": undo}
     return _prune_once(model, plan, source, example_inputs, exact, **how)
 
 
@@ -209,7 +210,6 @@ def _prune_once(
     example_inputs: Any,
     exact: bool,
     *,
-    rounds: int | None,
     merge: bool,
     update: bool,
     inplace: bool,
@@ -227,9 +227,9 @@ def _prune_once(
         )
     values: dict[str, Tensor] = {}
     if update:
-        unit_masks, values = choose_with_update(model, plan, plan.final, source, layout, before, rounds=rounds)
+        unit_masks, values = choose_with_update(model, plan, plan.final, source, layout, before)
     else:
-        unit_masks = choose_masks(model, plan, plan.final, source, layout, before, rounds=rounds)
+        unit_masks = choose_masks(model, plan, plan.final, source, layout, before)
     if merging is not None:
         values = merged_values(unwrap(model), merging, layout, unit_masks, example_inputs)
     if not inplace:
