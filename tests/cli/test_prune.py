@@ -208,6 +208,7 @@ def test_merge_changes_what_reads_the_channels_and_is_refused_by_others(run: Run
 def test_rounds_without_data_and_updates_with_it(run: Run, nets: Path) -> None:
     prune(run, "--sparsity", 0.5, "--criterion", "synflow", "--rounds", 3)
     few = load(nets / "sparse.safetensors").masks
+    assert load(nets / "sparse.safetensors").plan["rounds"] == 3
     prune(run, "--sparsity", 0.5, "--criterion", "synflow", "--rounds", 1)
     assert sum(int(mask.sum()) for mask in few.values()) == sum(
         int(m.sum()) for m in load(nets / "sparse.safetensors").masks.values()

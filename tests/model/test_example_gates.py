@@ -11,7 +11,7 @@ import secateur as sc
 from secateur.core import score
 from secateur.core.combine import average_ranks
 from secateur.core.unit_channel import Channel
-from secateur.model.evidence import Source, collect
+from secateur.model.evidence import Source, collect, gate_second
 from tests.removal.attention_net import Around, unsettled
 
 
@@ -142,6 +142,56 @@ def test_the_second_order_is_what_finite_differences_say() -> None:
                 first, second = (high - low) / 2e-3, (high - 2 * middle + low) / 1e-6
                 slow[unit] += (-first + second / 2) ** 2 / 2
         torch.testing.assert_close(found[name], slow, rtol=1e-3, atol=1e-8)
+
+
+def by_hessian(net: nn.Sequential, data: list[tuple[Tensor, Tensor]], at: int) -> Tensor:
+    """``mean_b (-g + diag H / 2)^2`` from the whole Hessian of each batch's loss by gates behind ``net[:at]``."""
+    found = []
+    for x, y in data:
+        a = net[:at](x).detach()
+
+        def loss(gates: Tensor, a: Tensor = a, y: Tensor = y) -> Tensor:
+            return F.cross_entropy(net[at:](a * gates[:, None, None]), y)
+
+        ones = torch.ones(a.shape[1], dtype=a.dtype, requires_grad=True)
+        (slope,) = torch.autograd.grad(loss(ones), ones)
+        hessian = torch.autograd.functional.hessian(loss, ones.detach())
+        found.append((-slope + hessian.diagonal() / 2).square())
+    return torch.stack(found).mean(0).detach()
+
+
+def wide_network() -> nn.Sequential:
+    """35 units: two whole pieces of 16 and a rest, smooth behind the gate so that H is large."""
+    torch.manual_seed(4)
+    layers = [nn.Conv2d(2, 35, 3, bias=False), nn.BatchNorm2d(35), nn.Tanh(), nn.Flatten(), nn.Linear(140, 3)]
+    return nn.Sequential(*layers).double().eval()
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_second_order_of_several_batches_is_the_diagonal_of_each_ones_hessian(
+    alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 5, 3 and 1 examples count alike; so do rows of the Hessian one at a time, where vmap cannot."""
+    if alone:
+        monkeypatch.setattr(gate_second, "_rows", lambda *_: None)
+    net = wide_network()
+    call = {"unit": "filter", "loss": F.cross_entropy, "data": DATA}
+    for count in (2, None):  # None: as many as there are, up to ten
+        found = sc.score(net, "gate_taylor_so", batches=count, **call)["0.weight"]  # type: ignore[arg-type]
+        torch.testing.assert_close(found, by_hessian(net, DATA[:count], 2))
+    assert not torch.allclose(found, by_hessian(net, DATA[:1], 2), rtol=1e-2)
+    mean = by_hessian(net, [(torch.cat([x for x, _ in DATA]), torch.cat([y for _, y in DATA]))], 2)
+    assert not torch.allclose(found, mean, rtol=1e-2), "squares of the mean derivatives would be another thing"
+
+
+def test_rows_of_the_hessian_go_together() -> None:
+    """35 units in three passes, not in 35."""
+    passes: list[int] = []
+    net = wide_network()
+    net[2].register_full_backward_hook(lambda *_: passes.append(1))
+    call = {"unit": "filter", "loss": F.cross_entropy, "data": DATA[:1]}
+    sc.score(net, "gate_taylor_so", **call)  # type: ignore[arg-type]
+    assert len(passes) < 10
 
 
 class Stream(nn.Module):

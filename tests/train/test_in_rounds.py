@@ -211,3 +211,26 @@ def test_channels_in_rounds_and_in_a_pruner() -> None:
     pruner.attach(torch.optim.SGD(net.parameters(), 0.1))
     expected = sc.prune(small(), 0.9, criterion="synflow")
     assert all(torch.equal(mask, expected[name]) for name, mask in pruner.masks.items())
+
+
+def test_rounds_of_a_plan_are_those_of_each_update_of_a_pruner() -> None:
+    net, one, many = small(), small(), small()
+    given: dict[str, Any] = {"data": points(), "loss": F.cross_entropy}
+    pruner = sc.Pruner(net, sc.Plan(0.9, criterion="snip", rounds=6), **given)
+    pruner.attach(torch.optim.SGD(net.parameters(), 0.1))
+    expected = sc.prune(many, 0.9, criterion="snip", rounds=6, **given)
+    assert all(torch.equal(mask, expected[name]) for name, mask in pruner.masks.items())
+    at_once = sc.prune(one, 0.9, criterion="snip", **given)
+    assert any(not torch.equal(at_once[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("criterion", "unit", "kinds"), [("snip", "weight", "grad_abs"), ("apoz", "filter", "zeros")])
+def test_rounds_in_a_training_need_data_to_read_anew(criterion: str, unit: str, kinds: str) -> None:
+    net, plan = small(), sc.Plan(0.9, criterion=criterion, unit=unit, begin=3, rounds=6)
+    with pytest.raises(
+        ValueError, match=rf"rounds=6 in the plan.*{kinds} comes from the training.*give the Pruner data="
+    ):
+        sc.Pruner(net, plan)
+    assert sc.find_masks(net) is None
+    sc.Pruner(small(), sc.Plan(0.9, criterion=criterion, unit=unit, begin=3, rounds=1))
+    sc.Pruner(small(), plan, data=points(), loss=F.cross_entropy)

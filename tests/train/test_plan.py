@@ -42,6 +42,10 @@ from secateur.types import NM
         ({"sparsity": 0.5, "within": "row", "unit": "filter"}, "selects weights inside rows"),
         ({"sparsity": None, "unit": "2 of 4", "allocation": "erk"}, "do not apply; leave them out"),
         ({"sparsity": None, "unit": "2 of 4", "min_density": 0.1}, "do not apply; leave them out"),
+        ({"sparsity": 0.5, "rounds": 0}, "rounds=0: how many rounds to prune in, a whole number from 1"),
+        ({"sparsity": 0.5, "rounds": 2.0}, "rounds=2.0: how many rounds"),
+        ({"sparsity": 0.5, "rounds": True}, "rounds=True: how many rounds"),
+        ({"sparsity": None, "unit": "2 of 4", "rounds": 3}, "rounds=3: 2 of 4 is reached at once"),
         ({"sparsity": None, "unit": "2 of 4", "schedule": "cubic", "end": 9}, "reached at once"),
     ],
 )
@@ -115,6 +119,18 @@ def test_digests_tell_plans_apart():
     assert same[0] == same[1]
     assert same[2] == same[3] == Plan.from_record(json.loads(json.dumps(same[2].to_record())))
     assert len({plan.digest for plan in same}) == 2
+
+
+def test_rounds_are_part_of_a_plan_and_records_of_older_plans_stand():
+    """What plans were before there were rounds: as the criterion's row says."""
+    plain, five = Plan(0.5, criterion="snip"), Plan(0.5, criterion="snip", rounds=5)
+    assert five.to_record() == {**plain.to_record(), "rounds": 5}
+    assert Plan.from_record(json.loads(json.dumps(five.to_record()))) == five
+    assert five.digest != plain.digest
+    assert five.describe() == {**plain.describe(), "rounds": "5"}
+    assert Plan(0.5).digest == "3a85a8643291"  # of a commit before there were rounds
+    assert (plain.rounds_each, five.rounds_each, Plan(0.5, criterion="synflow").rounds_each) == (1, 5, 100)
+    assert Plan(None, unit="2 of 4", criterion="synflow").rounds_each == 1
 
 
 def mine(weight: Tensor) -> Tensor:

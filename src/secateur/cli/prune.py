@@ -94,9 +94,10 @@ def prune(
         "targets": targets or None,
         "exclude": exclude or None,
         "seed": seed,
+        "rounds": rounds,
     }
     given: dict[str, Any] = {"data": data, "loss": loss, "batches": batches, "init": init}
-    given["edits"] = {"merge": merge, "rounds": rounds, "update": update}
+    given["edits"] = {"merge": merge, "update": update}
     _run(model, weights, output, choices, given)
 
 

@@ -8,11 +8,12 @@ between: a name survives all of that, an object does not.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["aliases", "canonical_names", "clean_name", "find_parameter", "parameters_by_name", "unwrap"]
+__all__ = ["aliases", "canonical_names", "clean_name", "find_parameter", "parameters_by_name", "unwrap", "wrappers"]
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 """Attributes under which ``torch.compile`` and ``CheckpointWrapper`` keep the module they wrap."""
@@ -32,16 +33,27 @@ def unwrap(model: nn.Module) -> nn.Module:
         >>> unwrap(nn.DataParallel(net)) is net
         True
     """
+    *_, innermost = wrappers(model)
+    return innermost
+
+
+def wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, and what is inside of each wrapper, down to the user's own module.
+
+    Example:
+        >>> [type(one).__name__ for one in wrappers(nn.DataParallel(nn.Linear(2, 2)))]
+        ['DataParallel', 'Linear']
+    """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"a model is a torch.nn.Module; this is {type(model).__name__}")
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-            continue
-        inner = next((model._modules[w] for w in _WRAPPERS if model._modules.get(w) is not None), None)
-        if inner is None:
-            return model
+    inner: nn.Module | None = model
+    while inner is not None:
         model = inner
+        yield model
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        else:
+            inner = next((model._modules[w] for w in _WRAPPERS if model._modules.get(w) is not None), None)
 
 
 def clean_name(name: str) -> str:

@@ -8,6 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from secateur.model.ranks import ranks_of
+
 __all__ = ["WHOLE", "Part", "full", "is_sharded", "local", "part_of", "reshard", "share_from_first_rank", "take"]
 
 Part: TypeAlias = "tuple[tuple[int, int], ...] | None"
@@ -77,12 +79,11 @@ def share_from_first_rank(tensors: Mapping[str, Tensor], model: nn.Module, wrapp
         wrapped: the module as the user gave it.
 
     Returns:
-        The tensors of rank 0; the input itself in a single process.
+        The tensors of rank 0.
     """
     reshard(model)
-    parallel = isinstance(wrapped, nn.parallel.DistributedDataParallel) or any(map(is_sharded, model.parameters()))
-    if not (parallel and torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return tensors
+    if not any(map(is_sharded, model.parameters())):
+        return ranks_of(wrapped).of_first(tensors)
     shared: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         copy = tensor.to(torch.uint8).contiguous()

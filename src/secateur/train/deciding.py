@@ -16,7 +16,6 @@ from secateur.core import (
     needs,
     regrows,
     resolve_criterion,
-    rounds_needed,
     settings_needed,
 )
 from secateur.core.bit_masks import BitMasks, all_kept
@@ -26,6 +25,7 @@ from secateur.model.evidence import EXAMPLE_KINDS, Source, collect
 from secateur.model.masked import masked
 from secateur.model.masks import Masks
 from secateur.model.names import find_parameter, unwrap
+from secateur.model.ranks import ranks_of
 from secateur.model.sharding import full, share_from_first_rank
 from secateur.train.plan import Plan
 from secateur.types import CriterionEntry, Evidence, KeyLayout, Unit
@@ -40,8 +40,6 @@ def choose_masks(
     source: Source,
     layout: Mapping[str, KeyLayout],
     before: Masks | None = None,
-    *,
-    rounds: int | None = None,
 ) -> Mapping[str, Tensor]:
     """Evidence to unit masks, the same on every rank; the model is not changed.
 
@@ -56,28 +54,27 @@ def choose_masks(
         source: of the evidence.
         layout: the targets.
         before: masks so far; what they removed stays removed.
-        rounds: how many; None: as the criterion's row says.
 
     Returns:
         Parameter or group name -> bool mask in the unit's grid.
 
     Raises:
-        ValueError: for several rounds to an n:m pattern, and for whatever evidence and decision refuse.
+        ValueError: for whatever evidence and decision refuse.
     """
     root, unit, regrow = unwrap(model), plan.parsed_unit, regrows(plan.criterion)
     previous = None if before is None else _so_far(before, unit, layout)
-    if _count(plan, rounds) == 1:
-        return _decide(model, plan, sparsity, _evidence(root, plan, source, layout), layout, previous)
+    if plan.rounds_each == 1:
+        return _decide(model, plan, sparsity, _evidence(model, plan, source, layout), layout, previous)
     weights = {name: full(find_parameter(root, name)).detach() for name in evidence_layout(unit, layout)}
     dense = {"weight": {name: weight.clone() for name, weight in weights.items()}} if regrow else {}
-    count = _count(plan, rounds)
+    count = plan.rounds_each
     gone = 0.0 if previous is None else 1.0 - _share(previous)
     masks = previous
     for index in range(1, count + 1):
         due = geometric(index / count, gone, sparsity) if gone < sparsity else sparsity
         hidden = nullcontext() if masks is None else masked(root, unit.expand(masks, layout))
         with hidden:
-            evidence = {**_evidence(root, plan, source, layout), **dense}
+            evidence = {**_evidence(model, plan, source, layout), **dense}
             masks = _decide(model, plan, due, evidence, layout, previous if regrow else masks)
     assert masks is not None  # at least two rounds
     return masks
@@ -90,8 +87,6 @@ def choose_with_update(
     source: Source,
     layout: Mapping[str, KeyLayout],
     before: Masks | None = None,
-    *,
-    rounds: int | None = None,
 ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
     """Unit masks in one round, and new values of the weights from the same evidence; the model is not changed.
 
@@ -102,7 +97,6 @@ def choose_with_update(
         source: of the evidence.
         layout: the targets.
         before: masks so far; what they removed stays removed.
-        rounds: None or 1.
 
     Returns:
         Unit masks, and parameter name -> values in its shape.
@@ -115,13 +109,13 @@ def choose_with_update(
     if not isinstance(entry, CriterionEntry) or entry.update is None:
         known = ", ".join(name for name, row in CRITERIA.items() if row.update is not None)
         raise ValueError(f"update=True: criterion {plan.criterion!r} has no update of the kept weights; {known} have")
-    if _count(plan, rounds) > 1:
+    if plan.rounds_each > 1:
         raise ValueError("update=True moves weights once, so it goes with one round; call prune several times instead")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError("update=True moves weights in every process by its own data; prune before wrapping the model")
     root, unit, kinds = unwrap(model), plan.parsed_unit, needs(entry.update)[2:]
     previous = None if before is None else _so_far(before, unit, layout)
-    evidence = _evidence(root, plan, source, layout, kinds)
+    evidence = _evidence(model, plan, source, layout, kinds)
     masks = _decide(model, plan, sparsity, evidence, layout, previous)
     scored = evidence_layout(unit, layout)
     weights = {name: find_parameter(root, name).detach() for name in scored}
@@ -142,21 +136,11 @@ def to_trace(criterion: CriterionLike, unit: Unit, example_inputs: Any) -> Any:
     return None if alone else example_inputs
 
 
-def _count(plan: Plan, rounds: int | None) -> int:
-    if rounds is not None and (type(rounds) is not int or rounds < 1):
-        raise ValueError(f"rounds={rounds!r}: how many rounds to prune in, a whole number from 1")
-    if plan.is_pattern:
-        if rounds not in (None, 1):
-            raise ValueError(f"rounds={rounds}: {plan.within} is reached at once; leave rounds out")
-        return 1
-    return rounds_needed(plan.criterion) if rounds is None else rounds
-
-
 def _evidence(
-    root: nn.Module, plan: Plan, source: Source, layout: Mapping[str, KeyLayout], more: tuple[str, ...] = ()
+    model: nn.Module, plan: Plan, source: Source, layout: Mapping[str, KeyLayout], more: tuple[str, ...] = ()
 ) -> Evidence:
     kinds = tuple(dict.fromkeys((*evidence_needed(plan.criterion), *more)))
-    return collect(root, kinds, layout, plan.parsed_unit, source, settings_needed(plan.criterion))
+    return collect(model, kinds, layout, plan.parsed_unit, source, settings_needed(plan.criterion))
 
 
 def _decide(
@@ -167,18 +151,19 @@ def _decide(
     layout: Mapping[str, KeyLayout],
     previous: Mapping[str, Tensor] | None,
 ) -> Mapping[str, Tensor]:
-    masks = decide(
-        criterion=plan.criterion,
-        unit=plan.parsed_unit,
-        allocation=plan.allocation,
-        within=plan.window,
-        sparsity=sparsity,
-        evidence=evidence,
-        layout=layout,
-        reduce=plan.reduce,
-        min_density=plan.min_density,
-        previous=previous,
-    )
+    with ranks_of(model).together():
+        masks = decide(
+            criterion=plan.criterion,
+            unit=plan.parsed_unit,
+            allocation=plan.allocation,
+            within=plan.window,
+            sparsity=sparsity,
+            evidence=evidence,
+            layout=layout,
+            reduce=plan.reduce,
+            min_density=plan.min_density,
+            previous=previous,
+        )
     return share_from_first_rank(masks, unwrap(model), model)
 
 

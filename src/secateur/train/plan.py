@@ -20,6 +20,7 @@ from secateur.core import (
     resolve_allocation,
     resolve_criterion,
     resolve_schedule,
+    rounds_needed,
     spec_of,
     update_steps,
 )
@@ -54,6 +55,9 @@ class Plan:
         policy: ``"hard"``: what is removed stays removed; ``"soft"``: removed values are kept aside and
             compete again at each update (Zhu & Gupta 2017, arXiv 1710.01878).
         seed: of the noise that random criteria read.
+        rounds: decide each update in so many rounds, with new evidence in each and the same share of what is left going
+            each time; None: as the criterion's table says (SynFlow 100, FORCE 10, most 1). A schedule spreads updates
+            over the training instead; with both, every update has its rounds, and those read ``data=``.
 
     Raises:
         ValueError: for a value outside its range, an unknown name, or choices that do not go together.
@@ -82,6 +86,7 @@ class Plan:
     min_density: float | None = 0.0
     policy: Literal["hard", "soft"] = "hard"
     seed: int = 0
+    rounds: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("targets", "exclude"):
@@ -99,6 +104,7 @@ class Plan:
         if self.reduce not in (None, "mean", "sum", "l2", "rms", "max"):
             raise ValueError(f"reduce={self.reduce!r}; known are mean, sum, l2, rms and max")
         self._check_window()
+        self._check_rounds()
         resolve_criterion(self.criterion)
         resolve_allocation(self.allocation)
         resolve_schedule(self.schedule)
@@ -156,6 +162,12 @@ class Plan:
                 f"within={self.within} is reached at once; a gradual schedule does not apply. Leave schedule out"
             )
 
+    def _check_rounds(self) -> None:
+        if self.rounds is not None and (type(self.rounds) is not int or self.rounds < 1):
+            raise ValueError(f"rounds={self.rounds!r}: how many rounds to prune in, a whole number from 1")
+        if self.is_pattern and self.rounds not in (None, 1):
+            raise ValueError(f"rounds={self.rounds}: {self.within} is reached at once; leave rounds out")
+
     # -- what follows from the choices ----------------------------------------------------------
 
     @property
@@ -189,6 +201,13 @@ class Plan:
         """The steps at which masks change; the last one is ``end``, whether or not ``every`` divides the window."""
         return update_steps(self.begin, self.last, self.every)
 
+    @property
+    def rounds_each(self) -> int:
+        """In how many rounds an update is decided: as asked, else as the criterion's row says; patterns in one."""
+        if self.is_pattern:
+            return 1
+        return rounds_needed(self.criterion) if self.rounds is None else self.rounds
+
     def sparsity_at(self, step: int) -> float:
         """The sparsity due after ``step`` optimizer steps: 0 before ``begin``, the final one from ``end`` on."""
         if step < self.begin:
@@ -201,13 +220,13 @@ class Plan:
     # -- record -----------------------------------------------------------------------------------
 
     def to_record(self) -> dict[str, Any]:
-        """Plain JSON: every choice by its name.
+        """Plain JSON: every choice by its name; ``rounds`` only where given, so that older plans keep their digests.
 
         Raises:
             ValueError: for a function without an importable name, or targets that are modules or types: such a
                 plan works, but it cannot be written down.
         """
-        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        record = {name: getattr(self, name) for name in self._written()}
         record["criterion"] = criterion_spec(self.criterion)
         record["unit"] = self.parsed_unit.spec
         record["allocation"] = spec_of("allocation", ALLOCATIONS, self.allocation)
@@ -217,14 +236,19 @@ class Plan:
             record[name] = _selector_record(name, record[name])
         return record
 
+    def _written(self) -> list[str]:
+        """The choices that a record names."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return [name for name in names if name != "rounds" or self.rounds is not None]
+
     def describe(self) -> dict[str, str]:
         """Every choice as text, also those that cannot be written down; to tell plans apart, not to make them again."""
         described: dict[str, str] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name in self._written():
+            value = getattr(self, name)
             value = getattr(value, "spec", value)
             named = value if hasattr(value, "__qualname__") else type(value) if callable(value) else None
-            described[field.name] = str(value) if named is None else f"{named.__module__}:{named.__qualname__}"
+            described[name] = str(value) if named is None else f"{named.__module__}:{named.__qualname__}"
         return described
 
     @classmethod

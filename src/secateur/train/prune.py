@@ -54,7 +54,8 @@ def score(
     """The scores of all units; nothing is changed. Low scores would go first.
 
     Args:
-        model: any module; wrappers are looked through.
+        model: any module; wrappers are looked through. A ``DistributedDataParallel`` is scored by the batches that all
+            ranks read.
         criterion: a name (``secateur methods`` lists them), a function, or ``sc.combine(...)``.
         unit: what is removed together.
         targets: what to score; None: convolutions, linear layers, attention projections; for unit ``channel`` all
@@ -66,7 +67,7 @@ def score(
         data: an iterable of batches, or one; for criteria that read gradients.
         loss: ``loss(output, labels)``.
         step: ``step(model, batch) -> loss`` for batches of another shape.
-        batches: how many to read; None: as the criterion's table says (SNIP 1, Taylor 10).
+        batches: how many to read, on each rank; None: as the criterion's table says (SNIP 1, Taylor 10).
         init: state dict before training, for criteria that compare with it.
         mode: train or eval mode of the passes over data.
         reduce: how weight scores pool to unit scores; None: as the criterion says.
@@ -138,7 +139,8 @@ def prune(
     What earlier masks of this model removed stays removed and counts.
 
     Args:
-        model: any module; wrappers are looked through.
+        model: any module; wrappers are looked through. A ``DistributedDataParallel`` is pruned by the batches that all
+            ranks read.
         sparsity: share of units to remove; left out for n:m patterns.
         criterion: what scores the units.
         unit: what is removed together.
@@ -153,7 +155,7 @@ def prune(
         data: an iterable of batches, or one; for criteria that read gradients.
         loss: ``loss(output, labels)``.
         step: ``step(model, batch) -> loss`` for batches of another shape.
-        batches: how many to read; None: as the criterion's table says.
+        batches: how many to read, on each rank; None: as the criterion's table says.
         init: state dict before training, for criteria that compare with it.
         mode: train or eval mode of the passes over data.
         reduce: how weight scores pool to unit scores; None: as the criterion says.
@@ -193,10 +195,11 @@ def prune(
         reduce=reduce,
         min_density=min_density,
         seed=seed,
+        rounds=rounds,
     )
     batches = batches_needed(plan.criterion) if batches is None else batches
     source = Source(data, loss, step, batches, init, seed, mode, example=example_inputs)
-    how: dict[str, Any] = {"rounds": rounds, "merge": merge, "update": update, "inplace": inplace, "undo": undo}
+    how: dict[str, Any] = {"merge": merge, "update": update, "inplace": inplace, "undo": undo}
     return _prune_once(model, plan, source, example_inputs, exact, **how)
 
 
@@ -207,7 +210,6 @@ def _prune_once(
     example_inputs: Any,
     exact: bool,
     *,
-    rounds: int | None,
     merge: bool,
     update: bool,
     inplace: bool,
@@ -225,9 +227,9 @@ def _prune_once(
         )
     values: dict[str, Tensor] = {}
     if update:
-        unit_masks, values = choose_with_update(model, plan, plan.final, source, layout, before, rounds=rounds)
+        unit_masks, values = choose_with_update(model, plan, plan.final, source, layout, before)
     else:
-        unit_masks = choose_masks(model, plan, plan.final, source, layout, before, rounds=rounds)
+        unit_masks = choose_masks(model, plan, plan.final, source, layout, before)
     if merging is not None:
         values = merged_values(unwrap(model), merging, layout, unit_masks, example_inputs)
     if not inplace:

@@ -40,8 +40,8 @@ class Pruner:
     ``data`` where given; else the forward passes of your training in the last ``batches`` steps before an update.
 
     Args:
-        model: any module. DDP: the wrapped one, or each rank prunes by what it saw itself. FSDP2: make the pruner
-            after ``fully_shard``.
+        model: any module. DDP: the wrapped one, whose ranks decide by what all of them saw; of the module inside each
+            rank prunes by what it saw itself. FSDP2: make the pruner after ``fully_shard``.
         plan: the choices.
         data: an iterable of batches, or one, for criteria that read gradients, activations or inputs of layers.
         loss: ``loss(output, labels)``.
@@ -55,7 +55,8 @@ class Pruner:
         exact: for unit ``channel``: leave alone what cannot be removed without changing the output.
 
     Raises:
-        ValueError: for targets that match nothing, or a model that already has masks.
+        ValueError: for targets that match nothing, a model that already has masks, or ``rounds`` in the plan where
+            evidence comes from the training itself.
 
     Example:
         >>> net = nn.Linear(10, 2)
@@ -102,6 +103,7 @@ class Pruner:
         batches = batches_needed(entry) if batches is None else batches
         self._source = Source(data, loss, step, batches, init, plan.seed, mode, example=example_inputs)
         streamed = [k for k in needed if k in STREAMED_KINDS and (k not in GRADIENT_KINDS or data is None)]
+        _check_rounds(plan, [*streamed, *(kind for kind in needed if kind in FORWARD_KINDS and data is None)])
         self._stream = StreamingEvidence(streamed)
         forward = [kind for kind in needed if kind in FORWARD_KINDS] if data is None else []
         make = partial(streamers, model, forward, self._layout, unit, settings_needed(entry))
@@ -259,3 +261,13 @@ class Pruner:
             return choose_masks(self._model, self.plan, sparsity, source, self._layout)
         finally:
             self.masks.apply()
+
+
+def _check_rounds(plan: Plan, watched: list[str]) -> None:
+    """Rounds that the user asks for read new evidence each, and a training cannot be run again for it."""
+    if plan.rounds not in (None, 1) and watched:
+        raise ValueError(
+            f"rounds={plan.rounds} in the plan decides each update in rounds with new evidence in each, but "
+            f"{', '.join(watched)} comes from the training itself, which goes on: give the Pruner data=, or leave "
+            "rounds out and spread the updates by schedule, begin, end and every"
+        )

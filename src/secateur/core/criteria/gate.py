@@ -74,7 +74,8 @@ def gate_taylor_fg(gate_example_sq: Tensor) -> Tensor:
 def gate_taylor_so(gate_change_sq: Tensor) -> Tensor:
     """Second-order Taylor of a gate on each filter, ``s_u = mean_b (-g_u + H_uu / 2)^2``, g and H of the gate.
 
-    One backward pass through the backward pass per unit and batch: exact, and slow for wide networks.
+    g and H are of each batch's own mean loss, and squares are averaged over batches, not derivatives. One backward pass
+    through the backward pass per unit and batch, 16 units at a time: exact, and slow for wide networks.
 
     Args:
         gate_change_sq: mean over batches of the squared second-order change of the loss, one per filter.
@@ -154,6 +155,7 @@ ROWS: Mapping[str, CriterionEntry] = {
         "mean_b (-g + H/2)^2 of gates, H exact",
         _MOLCHANOV,
         units=_PER_OUTPUT,
+        batches=10,
     ),
     "head_importance": CriterionEntry(
         head_importance,

@@ -31,6 +31,7 @@ from secateur.model.graph.examples import Example, call, resized, tensors_in
 from secateur.model.graph.site import Sites
 from secateur.model.graph.sites import find_sites
 from secateur.model.graph.trace import slow_paths, tensor_names
+from secateur.model.ranks import Ranks
 from secateur.model.sharding import is_sharded
 from secateur.types import Layout, Unit
 
@@ -122,6 +123,11 @@ class Activations(Streamable):
             )
         for reader in self._readers:
             reader.commit()
+
+    def combine(self, ranks: Ranks) -> None:
+        """Reader by reader."""
+        for reader in self._readers:
+            reader.combine(ranks)
 
     def result(self) -> Found:
         """What the readers found of the layers all of whose channels were seen; of a coupled group one is enough."""

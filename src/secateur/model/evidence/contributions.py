@@ -17,6 +17,7 @@ from secateur.model.evidence.gate_hooks import Stand, reader_stands
 from secateur.model.evidence.passes import Found, Observer, Pass
 from secateur.model.evidence.source import Request
 from secateur.model.evidence.watching import spread, token_mask
+from secateur.model.ranks import Ranks
 from secateur.types import Layout, Member
 
 __all__ = ["CONTRIBUTION_KINDS", "Contributions", "reading_stands"]
@@ -90,6 +91,10 @@ class Contributions(Observer):
             yield
         finally:
             self._active = False
+
+    def combine(self, ranks: Ranks) -> None:
+        """Sums; every rank draws the places of its examples alike."""
+        self._grams = ranks.sums(self._grams)
 
     def result(self) -> Found:
         """Of every group.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.model.evidence.readers import Reader, ReaderRow, Reading
+from secateur.model.ranks import Ranks
 
 __all__ = ["COVARIANCE", "CrossSums", "by_unit"]
 
@@ -50,6 +51,15 @@ class CrossSums:
         """The inverse of ``state``."""
         made = cls(state[0])
         made.count, made.sums, made.products = state[1], state[2].clone(), state[3].clone()
+        return made
+
+    def moved(self, first: Tensor) -> CrossSums:
+        """The same sums of values that count from other ones."""
+        shift = self.first - first.to(self.first)
+        made = CrossSums(first.to(self.first))
+        made.count, made.sums = self.count, self.sums + self.count * shift
+        cross = torch.outer(self.sums, shift)
+        made.products = self.products + cross + cross.t() + self.count * torch.outer(shift, shift)
         return made
 
     def covariance(self) -> Tensor:
@@ -122,6 +132,21 @@ class _Covariance(Reader):
                 known.sums += sums.sums
                 known.products += sums.products
         self._new = {}
+
+    def combine(self, ranks: Ranks) -> None:
+        """All count from the values that the first rank counts from."""
+        firsts: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        for own in ranks.gathered(
+            {(name, at): sums.first.cpu() for name, parts in self._sums.items() for at, sums in parts.items()}
+        ):
+            firsts = {**own, **firsts}
+        for (name, at), first in firsts.items():  # in the same order on every rank
+            known = self._sums[name].get(at)
+            mine = CrossSums(first) if known is None else known.moved(first)
+            mine.count = ranks.total(mine.count)
+            added = ranks.sums({"sums": mine.sums, "products": mine.products})
+            mine.sums, mine.products = added["sums"], added["products"]
+            self._sums[name][at] = mine
 
     def seen(self) -> frozenset[str]:
         """Producers all of whose channels were read."""

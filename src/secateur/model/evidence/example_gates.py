@@ -19,6 +19,7 @@ from secateur.model.evidence.gate_hooks import GateHooks, Stand, reader_stands, 
 from secateur.model.evidence.gate_places import gate_layout
 from secateur.model.evidence.passes import Found, Observer, Pass
 from secateur.model.evidence.source import Request
+from secateur.model.ranks import Ranks
 
 __all__ = ["EXAMPLE_GATE_KINDS", "READER_GATE_KINDS", "ExampleGates", "ReaderGates"]
 
@@ -79,6 +80,12 @@ class _Sums:
             total, squares = self._totals.get(name, (0, 0))
             self._totals[name] = total + own.abs().sum(0), squares + own.square().sum(0)
 
+    def combine(self, ranks: Ranks) -> None:
+        """Sums, and the count of examples."""
+        both = ranks.sums({name: torch.stack(totals) for name, totals in self._totals.items()})
+        self._totals = {name: (one[0], one[1]) for name, one in both.items()}
+        self._count = ranks.total(self._count)
+
     def means(self, which: int) -> dict[str, Tensor]:
         """Over all examples: 0 of the absolute gradients, 1 of the squares."""
         return {name: totals[which] / self._count for name, totals in self._totals.items()}
@@ -111,6 +118,10 @@ class _Gated(Observer):
     def take(self, gradients: Mapping[str, Tensor]) -> None:
         """Add one batch."""
         self._sums.take(gradients)
+
+    def combine(self, ranks: Ranks) -> None:
+        """Over all examples of all ranks."""
+        self._sums.combine(ranks)
 
 
 @final

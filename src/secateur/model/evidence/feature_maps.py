@@ -11,6 +11,7 @@ from torch import Tensor
 from secateur.core.canonical import wide
 from secateur.model.evidence.example_axis import count_examples
 from secateur.model.evidence.readers import Reader, ReaderRow, Reading
+from secateur.model.ranks import Ranks
 
 __all__ = ["FEATURE_MAPS"]
 
@@ -54,6 +55,10 @@ class _Ranks(Reader):
         """Add the pass."""
         for name, sums in self._new.items():
             self._sums[name] += sums
+
+    def combine(self, ranks: Ranks) -> None:
+        """Sums and counts."""
+        self._sums = ranks.sums(self._sums)
 
     def seen(self) -> frozenset[str]:
         """Producers whose channels all have a map."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.model.evidence.example_axis import count_examples
 from secateur.model.evidence.readers import Reader, ReaderRow, Reading
+from secateur.model.ranks import Ranks
 
 __all__ = ["FEATURES"]
 
@@ -63,6 +64,12 @@ class _Features(Reader):
             self._parts[name].append(part)
         if self._own is not None:
             self._labels.append(self._own)
+
+    def combine(self, ranks: Ranks) -> None:
+        """The examples of all ranks, one rank after the other."""
+        every = ranks.gathered((self._parts, self._labels))
+        self._parts = {name: [part for parts, _ in every for part in parts[name]] for name in self._parts}
+        self._labels = [own for _, labels in every for own in labels]
 
     def seen(self) -> frozenset[str]:
         """Producers all of whose channels have a value in each example that was read."""

@@ -17,6 +17,7 @@ from secateur.model.evidence.gate_hooks import GateHooks, stands
 from secateur.model.evidence.gate_places import gate_layout
 from secateur.model.evidence.passes import Found, Observer, Pass
 from secateur.model.evidence.source import Request
+from secateur.model.ranks import Ranks
 
 __all__ = ["GATE_KINDS", "GateGradients"]
 
@@ -61,6 +62,10 @@ class GateGradients(Observer):
         self._count += 1
         for name, gradient in gradients.items():
             self._squares[name] = self._squares.get(name, 0) + gradient.double().square()
+
+    def combine(self, ranks: Ranks) -> None:
+        """Sums and the count of batches."""
+        self._squares, self._count = ranks.sums(self._squares), ranks.total(self._count)
 
     def result(self) -> Found:
         """Means over the batches."""

@@ -11,6 +11,7 @@ from secateur.core.canonical import wide
 from secateur.model.evidence.passes import Found, Observer, Pass
 from secateur.model.evidence.source import Request
 from secateur.model.names import find_parameter
+from secateur.model.ranks import Ranks
 
 __all__ = ["WEIGHT_GRADIENTS", "WeightGradients"]
 
@@ -56,6 +57,11 @@ class WeightGradients(Observer):
         for kind, totals in self._sums.items():
             for name, gradient in gradients.items():
                 totals[name] = totals.get(name, 0) + _TURN[kind](wide(gradient))
+
+    def combine(self, ranks: Ranks) -> None:
+        """Sums and the count of batches."""
+        self._sums = {kind: ranks.sums(totals) for kind, totals in self._sums.items()}
+        self._count = ranks.total(self._count)
 
     def result(self) -> Found:
         """Means over the batches."""

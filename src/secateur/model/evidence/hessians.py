@@ -45,10 +45,10 @@ def gather_diagonal(request: Request) -> Found:
     Warns:
         UserWarning: where diagonals are negative; ``obd`` counts them as zero.
     """
-    route = _route(request, _DIAGONALS)
+    route, ranks = _route(request, _DIAGONALS), request.ranks
     weights, found, samples = copies(request), _empty(request), 0
     generator = torch.Generator().manual_seed(request.source.seed)
-    with alone(request), _whole_graph(request):
+    with ranks.together(), alone(request), _whole_graph(request):
         for batch in batches_of(request):
             diagonal = route(request, weights, batch, generator)
             share = len(rows_of(batch)) if route in (_ggn, _fisher) else 1
@@ -57,13 +57,18 @@ def gather_diagonal(request: Request) -> Found:
                 _add(found["hessian_diagonal"], {name: one * share for name, one in diagonal.items()})
             if "loss_change_sq" in request.kinds:
                 _add(found["loss_change_sq"], {n: one * share for n, one in _change(request, weights, batch, diagonal)})
+    samples = ranks.total(samples)
+    found = {kind: ranks.sums(totals) for kind, totals in found.items()}
     means = {kind: {name: total / samples for name, total in totals.items()} for kind, totals in found.items()}
     _report(means.get("hessian_diagonal", {}))
     return means
 
 
-def matrix(request: Request, weights: Mapping[str, Tensor]) -> Tensor:
-    """The whole matrix over all weights in their order, ``[N, N]`` in float64, by ``exact``, ``ggn`` or ``fisher``.
+def matrix(request: Request, weights: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+    """Sums that make the whole matrix over all weights in their order, by ``exact``, ``ggn`` or ``fisher``.
+
+    Returns:
+        ``[N, N]`` in float64, and how many batches or samples it is the sum of.
 
     Raises:
         ValueError: for more weights than such a matrix is made for.
@@ -81,7 +86,7 @@ def matrix(request: Request, weights: Mapping[str, Tensor]) -> Tensor:
         for batch in batches_of(request):
             one, share = route(request, weights, batch)
             total, samples = total + one, samples + share
-    return total / samples
+    return total, samples
 
 
 def _route(request: Request, routes: Mapping[str, Any]) -> Any:

@@ -24,6 +24,7 @@ from secateur.model.evidence.products import Product, ProductWatch
 from secateur.model.evidence.source import Request
 from secateur.model.evidence.watching import token_mask
 from secateur.model.graph.trace import slow_paths, tensor_names
+from secateur.model.ranks import Ranks
 from secateur.model.sharding import is_sharded
 from secateur.types import KeyLayout, Layout
 
@@ -82,6 +83,17 @@ class InputSums:
             self._slots[key] = shared[came]
         self._totals = totals
         self.begin()
+
+    def combine(self, ranks: Ranks) -> None:
+        """Add what all ranks committed. Weights share a sum where they do so on every rank."""
+        every = ranks.gathered(self._slots)
+        shared: dict[tuple[int | None, ...], int] = {}
+        slots: dict[_Key, int] = {}
+        for key in dict.fromkeys(key for own in every for key in own):
+            slots[key] = shared.setdefault(tuple(own.get(key) for own in every), len(shared))
+        own = {str(slot): self._totals[self._slots[key]] for key, slot in slots.items() if key in self._slots}
+        self._totals = {int(slot): total for slot, total in ranks.sums(own).items()}
+        self._slots = slots
 
     def seen(self, name: str) -> bool:
         """Whether any input of a weight came by."""
@@ -204,6 +216,12 @@ class Inputs(Streamable):
         self._sums.commit()
         self._unread = {**watch.unread, **self._unread}
         self._misread = {**watch.misread, **self._misread}
+
+    def combine(self, ranks: Ranks) -> None:
+        """Sums, and what could not be read on any rank."""
+        self._sums.combine(ranks)
+        for unread, misread in ranks.gathered((self._unread, self._misread)):
+            self._unread, self._misread = {**unread, **self._unread}, {**misread, **self._misread}
 
     def result(self) -> Found:
         """Per weight."""

@@ -39,9 +39,10 @@ def gather_inverse_hessian(request: Request) -> Found:
     damping = float(request.settings.get("damping", 1e-4))
     if not damping >= 0:
         raise ValueError(f"damping={damping!r} is added to the diagonal of the matrix; give a number from 0")
-    with alone(request):
+    with request.ranks.together(), alone(request):
         weights = copies(request)
-        whole = matrix(request, weights)
+        total, samples = matrix(request, weights)
+    whole = request.ranks.sums({"matrix": total})["matrix"] / request.ranks.total(samples)
     alive = torch.cat([weight.detach().flatten() != 0 for weight in weights.values()])
     at = alive.nonzero().squeeze(1)
     part = whole[at][:, at] + damping * torch.eye(len(at), dtype=whole.dtype, device=whole.device)
@@ -66,22 +67,24 @@ def gather_inverse_hessian(request: Request) -> Found:
 
 
 def gather_inverse_fisher(request: Request) -> Found:
-    """``(damping I + 1/N sum_n g_n g_n^T)^-1`` in blocks, by N updates of rank one; g_n is of ``average`` samples.
+    """``(damping I + 1/N sum_n g_n g_n^T)^-1`` in blocks; g_n is of ``average`` samples.
+
+    By N updates of rank one; over several ranks, which cannot update each other's, as the inverse of the sum.
 
     Raises:
         ValueError: for settings out of range, and batches that cannot be taken apart into samples.
     """
     block, damping = request.settings.get("block", 128), float(request.settings.get("damping", 1e-5))
     check_blocks(block, damping, request.settings.get("average", 1))
-    with alone(request):
+    with request.ranks.together(), alone(request):
         weights = copies(request)
-        read = list(batches_of(request))
-        count = sum(1 for _ in _gradients(request, weights, read))
-        inverses = {name: _start(weight, block, damping) for name, weight in weights.items()}
-        alive = {name: in_blocks(weight.detach() != 0, block) for name, weight in weights.items()}
-        for gradients in _gradients(request, weights, read):
-            for name, gradient in gradients.items():
-                _update(inverses[name], in_blocks(gradient.double(), block) * alive[name], count)
+        if request.ranks.several:
+            sums, count = _sums(request, weights, block)
+        else:
+            inverses = _updated(request, weights, block, damping)
+    if request.ranks.several:
+        sums, count = request.ranks.sums(sums), request.ranks.total(count)
+        inverses = {name: _inverse(total / count, damping) for name, total in sums.items()}
     found: Found = {}
     if "inverse_fisher" in request.kinds:
         found["inverse_fisher"] = inverses
@@ -89,6 +92,39 @@ def gather_inverse_fisher(request: Request) -> Found:
         diagonals = {name: one.diagonal(dim1=1, dim2=2) for name, one in inverses.items()}
         found["inverse_fisher_diagonal"] = {n: out_of_blocks(one, weights[n].shape) for n, one in diagonals.items()}
     return found
+
+
+def _updated(request: Request, weights: Mapping[str, Tensor], block: int, damping: float) -> dict[str, Tensor]:
+    read = list(batches_of(request))
+    count = sum(1 for _ in _gradients(request, weights, read))
+    inverses = {name: _start(weight, block, damping) for name, weight in weights.items()}
+    for rows in _rows(request, weights, read, block):
+        for name, row in rows.items():
+            _update(inverses[name], row, count)
+    return inverses
+
+
+def _sums(request: Request, weights: Mapping[str, Tensor], block: int) -> tuple[dict[str, Tensor], int]:
+    """``sum_n g_n g_n^T`` in blocks, and n."""
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for rows in _rows(request, weights, list(batches_of(request)), block):
+        count += 1
+        for name, row in rows.items():
+            totals[name] = totals.get(name, 0) + row.unsqueeze(2) * row.unsqueeze(1)
+    return totals, count
+
+
+def _rows(request: Request, weights: Mapping[str, Tensor], read: list[Any], block: int) -> Iterator[dict[str, Tensor]]:
+    """Gradients ``[blocks, c]``, zero at weights that are gone."""
+    alive = {name: in_blocks(weight.detach() != 0, block) for name, weight in weights.items()}
+    for gradients in _gradients(request, weights, read):
+        yield {name: in_blocks(one.double(), block) * alive[name] for name, one in gradients.items()}
+
+
+def _inverse(blocks: Tensor, damping: float) -> Tensor:
+    eye = damping * torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky(blocks + eye))
 
 
 def _start(weight: Tensor, block: int, damping: float) -> Tensor:

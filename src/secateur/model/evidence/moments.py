@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.model.evidence.readers import Reader, ReaderRow, Reading
+from secateur.model.ranks import Ranks
 
 __all__ = ["MOMENTS", "NEAR_ZERO"]
 
@@ -50,6 +51,10 @@ class _Moments(Reader):
         self._limits = self._new_limits
         for name, sums in self._new.items():
             self._sums[name] += sums
+
+    def combine(self, ranks: Ranks) -> None:
+        """Sums and counts; what counts as zero where nothing is exactly zero was each rank's own first batch's."""
+        self._sums = ranks.sums(self._sums)
 
     def seen(self) -> frozenset[str]:
         """Producers whose channels all have a count."""

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from secateur.model.batches import forward_of, limited, loss_of, loss_of_output, to_device
 from secateur.model.evidence.source import Source
 from secateur.model.quietly import quietly
+from secateur.model.ranks import Ranks
 from secateur.model.sharding import full, is_sharded, reshard
 
-__all__ = ["Found", "Observer", "Pass", "Streamable", "observe"]
+__all__ = ["Found", "Observer", "Pass", "Streamable", "observe", "results"]
 
 Found = dict[str, dict[str, Tensor]]
 """Kind -> name -> tensor."""
@@ -70,8 +71,12 @@ class Observer(ABC):
         return
 
     @abstractmethod
+    def combine(self, ranks: Ranks) -> None:
+        """After all passes: what was summed up here becomes what was summed up on all ranks; collective."""
+
+    @abstractmethod
     def result(self) -> Found:
-        """What was found, after all passes."""
+        """What was found, after all passes, of all ranks that were combined."""
 
 
 class Streamable(Observer):
@@ -86,31 +91,40 @@ class Streamable(Observer):
         """The inverse of ``state_dict``."""
 
 
-def observe(root: nn.Module, observers: Sequence[Observer], source: Source) -> Found:
+def observe(root: nn.Module, observers: Sequence[Observer], source: Source, ranks: Ranks) -> Found:
     """Run the batches once, and gather what the observers found.
 
     Args:
         root: an unwrapped module.
         observers: who takes part.
         source: of batches and loss.
+        ranks: that read batches of their own each.
 
     Returns:
         Kind -> name -> tensor.
 
     Raises:
-        ValueError: where the loss cannot be had, or no batch came.
+        ValueError: where the loss cannot be had, or no batch came, on any rank.
     """
     backward = any(one.needs_gradients for one in observers)
     device = next(root.parameters()).device
     data = [source.data] if isinstance(source.data, Tensor) else source.data
-    with quietly(root, source.mode), torch.set_grad_enabled(backward), ExitStack() as stack:
+    with ranks.together(), quietly(root, source.mode), torch.set_grad_enabled(backward), ExitStack() as stack:
         for one in observers:
             stack.enter_context(one.installed())
         for batch in limited(data, source.batches):
             _pass(root, observers, source, to_device(batch, device), backward)
-    found: Found = {}
+    return results(observers, ranks)
+
+
+def results(observers: Sequence[Observer], ranks: Ranks) -> Found:
+    """What observers found, all ranks taken together; kind -> name -> tensor."""
     for one in observers:
-        found |= one.result()
+        one.combine(ranks)
+    found: Found = {}
+    with ranks.together():
+        for one in observers:
+            found |= one.result()
     return found
 
 

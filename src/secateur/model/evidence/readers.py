@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.model.evidence.example_axis import ExampleAxis
 from secateur.model.graph.site import Site
+from secateur.model.ranks import Ranks
 
 __all__ = ["Reader", "ReaderRow", "Reading"]
 
@@ -85,6 +86,10 @@ class Reader(ABC):
     @abstractmethod
     def commit(self) -> None:
         """The pass counts."""
+
+    @abstractmethod
+    def combine(self, ranks: Ranks) -> None:
+        """What was committed here becomes what was committed on all ranks; collective."""
 
     @abstractmethod
     def seen(self) -> frozenset[str]:

@@ -31,11 +31,12 @@ def gather_fisher(request: Request) -> Found:
     """
     totals: dict[str, Tensor] = {}
     count = 0
-    with alone(request):
+    with request.ranks.together(), alone(request):
         for chunk in sample_gradients(request, copies(request), batches_of(request)):
             for name, gradients in chunk.items():
                 count += len(gradients) if name == next(iter(chunk)) else 0
                 totals[name] = totals.get(name, 0) + wide(gradients).square().sum(0)
+    totals, count = request.ranks.sums(totals), request.ranks.total(count)
     return {"fisher_diagonal": {name: total / count for name, total in totals.items()}}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,24 +35,33 @@ def gather_hessian_gradient(request: Request) -> Found:
         ValueError: for batches whose output cannot be divided (mappings without ``step``), frozen weights, and models
             that cannot be differentiated twice.
     """
-    with alone(request):
+    with request.ranks.together(), alone(request):
         pieces = [piece for batch in batches_of(request) for piece in _halves(request, batch)]
         weights = {name: find_parameter(request.root, name) for name in request.weights}
         if frozen := [name for name, weight in weights.items() if not weight.requires_grad]:
             raise ValueError(f"{frozen[0]!r} does not require gradients; unfreeze it while scoring, or exclude it")
-        leaves, rows = list(weights.values()), sum(count for _, count in pieces)
-        gradient = [torch.zeros_like(wide(leaf)) for leaf in leaves]
-        for piece, count in pieces:
-            made = torch.autograd.grad(_loss(request, piece), leaves, allow_unused=True)
-            for total, one in zip(gradient, made, strict=True):
-                if one is not None:
-                    total += one.detach() * (count / rows)
-        product = [torch.zeros_like(total) for total in gradient]
-        for piece, count in pieces:
-            for total, one in zip(product, _product(_loss(request, piece), leaves, gradient), strict=True):
-                if one is not None:
-                    total += one.detach() * (count / rows)
-    return {"hessian_gradient": dict(zip(weights, product, strict=True))}
+        leaves = list(weights.values())
+        sums = _summed(weights, pieces, lambda loss: torch.autograd.grad(loss, leaves, allow_unused=True), request)
+    rows = request.ranks.total(sum(count for _, count in pieces))
+    gradient = [total / rows for total in request.ranks.sums(sums).values()]
+    with request.ranks.together(), alone(request):
+        sums = _summed(weights, pieces, lambda loss: _product(loss, leaves, gradient), request)
+    return {"hessian_gradient": {name: total / rows for name, total in request.ranks.sums(sums).items()}}
+
+
+def _summed(
+    weights: Mapping[str, Tensor],
+    pieces: Sequence[tuple[Any, int]],
+    differentiate: Callable[[Tensor], Sequence[Tensor | None]],
+    request: Request,
+) -> dict[str, Tensor]:
+    """Derivatives of each piece's mean loss, as often as it has rows."""
+    totals = {name: torch.zeros_like(wide(weight.detach())) for name, weight in weights.items()}
+    for piece, count in pieces:
+        for total, one in zip(totals.values(), differentiate(_loss(request, piece)), strict=True):
+            if one is not None:
+                total += one.detach() * count
+    return totals
 
 
 def _product(loss: Tensor, leaves: list[Tensor], direction: list[Tensor]) -> tuple[Tensor | None, ...]:

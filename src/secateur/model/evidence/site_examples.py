@@ -12,6 +12,7 @@ from secateur.model.evidence.example_axis import FIXED_SIZE, ExampleAxis, axis_o
 from secateur.model.evidence.readers import Reader, Reading
 from secateur.model.evidence.watching import Watch
 from secateur.model.graph.site import Sites
+from secateur.model.ranks import Ranks
 
 __all__ = ["site_examples"]
 
@@ -32,6 +33,9 @@ class _Kept(Reader):
         self.values[reading.site.producer, reading.number] = reading.values.clone()
 
     def commit(self) -> None:
+        """Nothing is summed up."""
+
+    def combine(self, ranks: Ranks) -> None:
         """Nothing is summed up."""
 
     def seen(self) -> frozenset[str]:

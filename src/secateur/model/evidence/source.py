@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from secateur.model.batches import LossFunction, StepFunction
+from secateur.model.ranks import Ranks
 from secateur.types import Evidence, Layout, Unit
 
 __all__ = ["Request", "Source"]
@@ -59,6 +60,7 @@ class Request:
         unit: what is removed together.
         source: data, loss and the rest.
         settings: hyper-parameters of the criterion that asks.
+        ranks: that read batches of their own each.
     """
 
     root: nn.Module
@@ -68,3 +70,4 @@ class Request:
     unit: Unit
     source: Source
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    ranks: Ranks = field(default_factory=Ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from secateur.model.evidence.samples import FISHER_KINDS, gather_fisher
 from secateur.model.evidence.second_order import HESSIAN_GRADIENT, gather_hessian_gradient
 from secateur.model.evidence.source import Request, Source
 from secateur.model.names import clean_name, find_parameter, unwrap
+from secateur.model.ranks import Ranks, ranks_of
 from secateur.model.sharding import full
 from secateur.types import Layout, Unit
 
@@ -59,12 +60,15 @@ class Collector:
         gather: finds the evidence by itself.
         data: what the user has to give, for the message when it is missing: "gradients", "activations", "inputs",
             or "" for evidence that reads no batches.
+        ranks: of data-parallel ranks that read batches of their own: "all": what each summed up is combined; "first":
+            that of the first rank; "alike": it is the same on all of them, as it reads no batches.
     """
 
     kinds: Mapping[str, str]
     observe: Callable[[Request], Observer] | None = None
     gather: Callable[[Request], Found] | None = None
     data: str = ""
+    ranks: Literal["all", "first", "alike"] = "alike"
 
 
 def collect(
@@ -87,9 +91,11 @@ def collect(
 
     Returns:
         Kind -> parameter name (noise: key of the layout) -> tensor, detached, on the CPU or the parameter's device.
+        Of a ``DistributedDataParallel``, whose ranks have batches of their own, it is of all that the ranks read.
 
     Raises:
-        ValueError: for a kind nobody collects, and for missing data, loss or init.
+        ValueError: for a kind nobody collects, and for missing data, loss or init; on all ranks, where one of them
+            has to say no.
 
     Example:
         >>> from secateur.core.units import parse_unit
@@ -116,19 +122,31 @@ def collect(
     streamed = source.streamed or {}
     found: Found = {kind: dict(streamed[kind]) for kind in kinds if kind in streamed}
     missing = [kind for kind in kinds if kind not in streamed]
-    observers: list[Observer] = []
-    for row, request in _rows_for(root, missing, layout, unit, source, settings):
-        if row.data and source.data is None:
-            raise ValueError(
-                _MISSING["labels" if "labels" in request.kinds else row.data].format(", ".join(request.kinds))
-            )
-        if row.observe is not None:
-            observers.append(row.observe(request))
-        elif row.gather is not None:
-            found |= row.gather(request)
+    ranks = ranks_of(model)
+    with ranks.together():
+        wanted = list(_rows_for(root, missing, layout, unit, source, settings, ranks))
+        for row, request in wanted:
+            if row.data and source.data is None:
+                raise ValueError(
+                    _MISSING["labels" if "labels" in request.kinds else row.data].format(", ".join(request.kinds))
+                )
+        observers = [row.observe(request) for row, request in wanted if row.observe is not None]
+    for row, request in wanted:
+        if row.gather is not None:
+            found |= _gathered(row, row.gather, request)
     if observers:
-        found |= observe(root, observers, source)
+        found |= observe(root, observers, source, ranks)
     return {kind: found[kind] for kind in kinds}
+
+
+def _gathered(row: Collector, gather: Callable[[Request], Found], request: Request) -> Found:
+    if row.ranks == "all":
+        return gather(request)
+    with request.ranks.together():
+        found = gather(request)
+    if row.ranks == "first":
+        return {kind: dict(request.ranks.of_first(tensors)) for kind, tensors in found.items()}
+    return found
 
 
 def streamers(
@@ -157,12 +175,13 @@ def _rows_for(
     unit: Unit,
     source: Source,
     settings: Mapping[str, Any] | None,
+    ranks: Ranks | None = None,
 ) -> Iterator[tuple[Collector, Request]]:
     """Rows of the table that have some of the kinds, and what each is asked for."""
     weights = evidence_layout(unit, layout)
     for row in COLLECTORS:
         if wanted := tuple(kind for kind in row.kinds if kind in kinds):
-            yield row, Request(root, wanted, layout, weights, unit, source, settings or {})
+            yield row, Request(root, wanted, layout, weights, unit, source, settings or {}, ranks or Ranks())
 
 
 _MISSING = {
@@ -218,21 +237,21 @@ COLLECTORS: tuple[Collector, ...] = (
         gather=_movement,
     ),
     Collector(COMPANION_KINDS, gather=companions),
-    Collector(WEIGHT_GRADIENTS, observe=WeightGradients, data="gradients"),
-    Collector(GATE_KINDS, observe=GateGradients, data="gradients"),
-    Collector(EXAMPLE_GATE_KINDS, observe=ExampleGates, data="gradients"),
-    Collector(READER_GATE_KINDS, observe=ReaderGates, data="gradients"),
-    Collector(SECOND_KINDS, gather=gate_seconds, data="gradients"),
-    Collector(ACTIVATION_KINDS, observe=Activations, data="activations"),
+    Collector(WEIGHT_GRADIENTS, observe=WeightGradients, data="gradients", ranks="all"),
+    Collector(GATE_KINDS, observe=GateGradients, data="gradients", ranks="all"),
+    Collector(EXAMPLE_GATE_KINDS, observe=ExampleGates, data="gradients", ranks="all"),
+    Collector(READER_GATE_KINDS, observe=ReaderGates, data="gradients", ranks="all"),
+    Collector(SECOND_KINDS, gather=gate_seconds, data="gradients", ranks="all"),
+    Collector(ACTIVATION_KINDS, observe=Activations, data="activations", ranks="all"),
     Collector(FLOW_KINDS, gather=gather_flow),
-    Collector(HESSIAN_GRADIENT, gather=gather_hessian_gradient, data="gradients"),
-    Collector(META_KINDS, gather=gather_meta, data="gradients"),
-    Collector(FISHER_KINDS, gather=gather_fisher, data="gradients"),
-    Collector(INPUT_KINDS, observe=Inputs, data="inputs"),
-    Collector(DIAGONAL_KINDS, gather=gather_diagonal, data="gradients"),
-    Collector(INVERSE_HESSIAN_KINDS, gather=gather_inverse_hessian, data="gradients"),
-    Collector(INVERSE_FISHER_KINDS, gather=gather_inverse_fisher, data="gradients"),
-    Collector(CONTRIBUTION_KINDS, observe=Contributions, data="activations"),
+    Collector(HESSIAN_GRADIENT, gather=gather_hessian_gradient, data="gradients", ranks="all"),
+    Collector(META_KINDS, gather=gather_meta, data="gradients", ranks="first"),
+    Collector(FISHER_KINDS, gather=gather_fisher, data="gradients", ranks="all"),
+    Collector(INPUT_KINDS, observe=Inputs, data="inputs", ranks="all"),
+    Collector(DIAGONAL_KINDS, gather=gather_diagonal, data="gradients", ranks="all"),
+    Collector(INVERSE_HESSIAN_KINDS, gather=gather_inverse_hessian, data="gradients", ranks="all"),
+    Collector(INVERSE_FISHER_KINDS, gather=gather_inverse_fisher, data="gradients", ranks="all"),
+    Collector(CONTRIBUTION_KINDS, observe=Contributions, data="activations", ranks="all"),
 )
 
 KINDS: Mapping[str, str] = {kind: what for row in COLLECTORS for kind, what in row.kinds.items()}

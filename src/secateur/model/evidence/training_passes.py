@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
-from secateur.model.evidence.passes import Found, Pass, Streamable
+from secateur.model.evidence.passes import Found, Pass, Streamable, results
 from secateur.model.graph.examples import tensors_in
 from secateur.model.names import unwrap
 from secateur.model.quietly import quietly
+from secateur.model.ranks import ranks_of
 
 __all__ = ["TrainingPasses"]
 
@@ -29,7 +30,8 @@ class TrainingPasses:
     alone. While it is on, fused attention and oneDNN are off in the passes, and backwards, so they take longer.
 
     Args:
-        model: any module; wrappers are looked through.
+        model: any module; wrappers are looked through. Of a ``DistributedDataParallel`` each rank watches its own
+            passes, and evidence is of those of all ranks.
         make: makes the observers, anew for each ``restart``.
 
     Raises:
@@ -56,7 +58,7 @@ class TrainingPasses:
                     f"{name or 'the model'} is compiled, so its forward passes cannot be watched while you train; give "
                     "the Pruner data= (calibration batches), or compile after pruning"
                 )
-        self._root, self._make = unwrap(model), make
+        self._root, self._make, self._ranks = unwrap(model), make, ranks_of(model)
         self._observers = list(make())
         self._passes = 0
         self._watched: _Watched | None = None
@@ -83,15 +85,14 @@ class TrainingPasses:
         Raises:
             ValueError: where there was none, and for what observers could not read.
         """
-        if not self._passes:
-            raise ValueError(
-                "no forward pass in train mode was seen yet, so there are no activations to score by: begin pruning "
-                "after the first steps (Plan(begin=...)), or give the Pruner data="
-            )
-        found: Found = {}
-        for one in self._observers:
-            found |= one.result()
-        return found
+        with self._ranks.together():
+            if not self._passes:
+                raise ValueError(
+                    "no forward pass in train mode was seen yet, so there are no activations to score by: begin "
+                    "pruning after the first steps (Plan(begin=...)), or give the Pruner data="
+                )
+            observers = self._copies() if self._ranks.several else self._observers
+        return results(observers, self._ranks)
 
     def restart(self) -> None:
         """Begin anew."""
@@ -107,6 +108,13 @@ class TrainingPasses:
         self._passes = int(state["passes"])
         for one, own in zip(self._observers, state["observers"], strict=True):
             one.load_state_dict(own)
+
+    def _copies(self) -> list[Streamable]:
+        """Observers that can take in what other ranks saw, while these go on with their own."""
+        made = list(self._make())
+        for one, own in zip(made, self._observers, strict=True):
+            one.load_state_dict(own.state_dict())
+        return made
 
     def _pass(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One forward pass of the training, seen by the observers."""
