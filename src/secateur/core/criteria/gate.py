@@ -43,8 +43,8 @@ def taylor_2017(gate_example_abs: Tensor) -> Tensor:
         [0.6, 0.8]
 
     Reference:
-        Molchanov, Tyree, Karras, Aila, Kautz 2017, arXiv 1611.06440. The layer-wise division and the term for the
-        layer's operations, which is left to budgets here, are from memory, not verified.
+        Molchanov, Tyree, Karras, Aila, Kautz 2017, arXiv 1611.06440. The layer-wise division is from memory,
+        not verified; with the paper's term for the layer's operations it is ``taylor_2017_flops``.
     """
     return _unit_length(gate_example_abs)
 

@@ -28,6 +28,7 @@ from secateur.model.evidence.inverses import (
     gather_inverse_hessian,
 )
 from secateur.model.evidence.lookahead import META_KINDS, gather_meta
+from secateur.model.evidence.multiply_adds import MAC_KINDS, MultiplyAdds
 from secateur.model.evidence.passes import Found, Observer, Streamable, observe
 from secateur.model.evidence.samples import FISHER_KINDS, gather_fisher
 from secateur.model.evidence.second_order import HESSIAN_GRADIENT, gather_hessian_gradient
@@ -229,6 +230,7 @@ COLLECTORS: tuple[Collector, ...] = (
     Collector(META_KINDS, gather=gather_meta, data="gradients"),
     Collector(FISHER_KINDS, gather=gather_fisher, data="gradients"),
     Collector(INPUT_KINDS, observe=Inputs, data="inputs"),
+    Collector(MAC_KINDS, observe=MultiplyAdds, data="inputs"),
     Collector(DIAGONAL_KINDS, gather=gather_diagonal, data="gradients"),
     Collector(INVERSE_HESSIAN_KINDS, gather=gather_inverse_hessian, data="gradients"),
     Collector(INVERSE_FISHER_KINDS, gather=gather_inverse_fisher, data="gradients"),
