@@ -14,6 +14,7 @@ from secateur.core.unit_channel import evidence_layout
 from secateur.model.evidence.activations import ACTIVATION_KINDS, Activations
 from secateur.model.evidence.companions import COMPANION_KINDS, companions
 from secateur.model.evidence.contributions import CONTRIBUTION_KINDS, Contributions
+from secateur.model.evidence.dependency import DEPENDENCY_KINDS, gather_dependency
 from secateur.model.evidence.example_gates import EXAMPLE_GATE_KINDS, READER_GATE_KINDS, ExampleGates, ReaderGates
 from secateur.model.evidence.flow import FLOW_KINDS, gather_flow
 from secateur.model.evidence.gate_second import SECOND_KINDS, gate_seconds
@@ -58,8 +59,8 @@ class Collector:
         kinds: evidence -> what it is.
         observe: makes an observer that shares the passes over the batches with all others.
         gather: finds the evidence by itself.
-        data: what the user has to give, for the message when it is missing: "gradients", "activations", "inputs",
-            or "" for evidence that reads no batches.
+        data: what the user has to give, for the message when it is missing: "gradients", "activations",
+            "inputs", "labels", or "" for evidence that reads no batches.
     """
 
     kinds: Mapping[str, str]
@@ -234,6 +235,7 @@ COLLECTORS: tuple[Collector, ...] = (
     Collector(DIAGONAL_KINDS, gather=gather_diagonal, data="gradients"),
     Collector(INVERSE_HESSIAN_KINDS, gather=gather_inverse_hessian, data="gradients"),
     Collector(INVERSE_FISHER_KINDS, gather=gather_inverse_fisher, data="gradients"),
+    Collector(DEPENDENCY_KINDS, gather=gather_dependency, data="labels"),
     Collector(CONTRIBUTION_KINDS, observe=Contributions, data="activations"),
 )
 
