@@ -58,6 +58,7 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "hrank": (("activation_rank",), False),
     "activation_correlation": (("activation_covariance",), False),
     "thinet": (("contribution_gram",), False),
+    "lda_dependency": (("top_dependency",), False),
     "lda": (("activation_max", "activation_pooled", "labels"), False),
     "large_final": (("weight",), False),
     "small_final": (("weight",), True),
@@ -79,6 +80,8 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "obd": (("weight", "hessian_diagonal"), False),
     "obs": (("weight", "inverse_hessian_diagonal"), False),
     "woodfisher": (("weight", "inverse_fisher_diagonal"), False),
+    "taylor_2017_flops": (("gate_example_abs", "unit_macs"), False),  # below 0 where costs are large: not here
+    "woodfisher_flops": (("weight", "inverse_fisher_diagonal", "macs"), False),
 }
 UNIT_ROWS = ["weight", "row", "column", "kernel", "filter", "in_channel", "layer", "block(3, 2)"]
 UNIT_ROWS += ["channel", "channel(all)"]
@@ -86,11 +89,11 @@ ONE_PER_ROW = {"filter", "in_channel", "layer", "channel", "channel(all)"}
 ALLOCATION_ROWS = ["uniform", "global", "erk", "er", "uniform_plus", "lamp", "owl"]
 SCHEDULE_ROWS = ["one_shot", "linear", "geometric", "exponential", "cubic", "one_cycle", "cosine"]
 PER_UNIT = {"gate_grad_sq", "gate_example_abs", "gate_example_sq", "gate_change_sq", "reader_gate_abs"}
-PER_UNIT |= {"activation_mean", "activation_zeros", "activation_rank"}
+PER_UNIT |= {"activation_mean", "activation_zeros", "activation_rank", "unit_macs", "top_dependency"}
 OF_EXAMPLES = {"contribution_gram", "activation_pooled", "activation_max", "activation_covariance", "labels"}
 PER_GROUP = {"contribution_gram", "reader_gate_abs"}
 POSITIVE = {"grad_abs", "grad_sq", "input_norm", "fisher_diagonal", "loss_change_sq"}
-POSITIVE |= {"inverse_hessian_diagonal", "inverse_fisher_diagonal"}
+POSITIVE |= {"inverse_hessian_diagonal", "inverse_fisher_diagonal", "macs"}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 LAYOUT: Layout = {

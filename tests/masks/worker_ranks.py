@@ -38,6 +38,8 @@ OF_ALL: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("activation_entropy", "filter", {}),
     ("activation_correlation", "filter", {}),
     ("lda", "filter", {}),
+    ("lda_dependency", "filter", {"top_density": 0.5}),
+    ("taylor_2017_flops", "filter", {}),
     ("hrank", "filter", {}),
     ("wanda", "weight", {}),
     ("ria", "weight", {}),

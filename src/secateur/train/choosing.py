@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,7 +93,9 @@ def _scores(root: nn.Module, groups: Groups, wish: Wish) -> dict[str, Tensor]:
     unit = Channel()
     layout = select_groups(root, groups.layout(), groups.frozen, wish.targets, wish.exclude)
     entry = resolve_criterion(wish.criterion)
-    evidence = collect(root, evidence_needed(entry), layout, unit, wish.source, settings_needed(entry))
+    known = wish.budget.sparsity
+    source = wish.source if known is None else replace(wish.source, density=1.0 - known)
+    evidence = collect(root, evidence_needed(entry), layout, unit, source, settings_needed(entry))
     return score_units(entry, evidence, layout, unit, None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def choose_masks(
     root, unit, regrow = unwrap(model), plan.parsed_unit, regrows(plan.criterion)
     previous = None if before is None else _so_far(before, unit, layout)
     if plan.rounds_each == 1:
-        return _decide(model, plan, sparsity, _evidence(model, plan, source, layout), layout, previous)
+        return _decide(model, plan, sparsity, _evidence(model, plan, source, layout, sparsity), layout, previous)
     weights = {name: full(find_parameter(root, name)).detach() for name in evidence_layout(unit, layout)}
     dense = {"weight": {name: weight.clone() for name, weight in weights.items()}} if regrow else {}
     count = plan.rounds_each
@@ -74,7 +75,7 @@ def choose_masks(
         due = geometric(index / count, gone, sparsity) if gone < sparsity else sparsity
         hidden = nullcontext() if masks is None else masked(root, unit.expand(masks, layout))
         with hidden:
-            evidence = {**_evidence(model, plan, source, layout), **dense}
+            evidence = {**_evidence(model, plan, source, layout, due), **dense}
             masks = _decide(model, plan, due, evidence, layout, previous if regrow else masks)
     assert masks is not None  # at least two rounds
     return masks
@@ -115,7 +116,7 @@ def choose_with_update(
         raise ValueError("update=True moves weights in every process by its own data; prune before wrapping the model")
     root, unit, kinds = unwrap(model), plan.parsed_unit, needs(entry.update)[2:]
     previous = None if before is None else _so_far(before, unit, layout)
-    evidence = _evidence(model, plan, source, layout, kinds)
+    evidence = _evidence(model, plan, source, layout, sparsity, kinds)
     masks = _decide(model, plan, sparsity, evidence, layout, previous)
     scored = evidence_layout(unit, layout)
     weights = {name: find_parameter(root, name).detach() for name in scored}
@@ -137,10 +138,16 @@ def to_trace(criterion: CriterionLike, unit: Unit, example_inputs: Any) -> Any:
 
 
 def _evidence(
-    model: nn.Module, plan: Plan, source: Source, layout: Mapping[str, KeyLayout], more: tuple[str, ...] = ()
+    model: nn.Module,
+    plan: Plan,
+    source: Source,
+    layout: Mapping[str, KeyLayout],
+    sparsity: float,
+    more: tuple[str, ...] = (),
 ) -> Evidence:
     kinds = tuple(dict.fromkeys((*evidence_needed(plan.criterion), *more)))
-    return collect(model, kinds, layout, plan.parsed_unit, source, settings_needed(plan.criterion))
+    known = replace(source, density=1.0 - sparsity)
+    return collect(model, kinds, layout, plan.parsed_unit, known, settings_needed(plan.criterion))
 
 
 def _decide(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from secateur.core.criteria import (
     activation,
     correlated,
+    costed,
     curvature,
     discriminant,
     entropy,
@@ -39,4 +40,5 @@ CRITERIA: Mapping[str, CriterionEntry] = {
     **trajectory.ROWS,
     **initial.ROWS,
     **curvature.ROWS,
+    **costed.ROWS,
 }

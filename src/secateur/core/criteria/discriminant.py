@@ -1,7 +1,8 @@
 """Criteria that ask how well a unit tells classes apart.
 
 Evidence: ``activation_max`` and ``activation_pooled`` [channels, examples] = maximum and mean over positions of the
-activation, ``labels`` [examples].
+activation, ``labels`` [examples]; ``top_dependency`` [channels] = of the top layer the discriminant, of layers below
+``mean_n |sum over positions of a dS_n/da|``, S_n the activation of the top's kept units in example n.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from secateur.core.canonical import wide
+from secateur.core.criteria.gate import unit_length
 from secateur.core.typed import unique
 from secateur.types import CriterionEntry
 
-__all__ = ["ROWS", "lda"]
+__all__ = ["ROWS", "lda", "lda_dependency"]
 
 _linalg: Any = torch.linalg  # has no types
 
@@ -34,8 +36,8 @@ def lda(
     """Linear discriminant analysis, ``s_j = S_b,jj / S_w,jj``: units that vary as much inside classes as between go.
 
     ``S_b,jj = sum_c n_c (mu_cj - mu_j)^2`` and ``S_w,jj = sum_c sum_{n in c} (x_nj - mu_cj)^2`` of one number x per
-    example. A constant unit has both zero, and score 0. The paper looks at the last convolution; going down to lower
-    layers by deconvolution is not here: combine with gradients (``taylor``) instead.
+    example. A constant unit has both zero, and score 0. The paper looks at the last convolution, whose units are nearly
+    uncorrelated; for its way down to the layers below see ``lda_dependency``.
 
     Args:
         activation_max: maximum of the activation over positions, [channels, examples].
@@ -83,6 +85,47 @@ def lda(
     return torch.where(constant, torch.zeros_like(scores), scores).to(given.dtype)
 
 
+def lda_dependency(
+    top_dependency: Tensor,
+    *,
+    top: str | None = None,
+    top_density: float | None = None,
+    pool: str = "max",
+    ridge: float = 1e-6,
+) -> Tensor:
+    """Linear discriminant analysis from the last layer down, ``s_u = t_u / sqrt(sum_v t_v^2)``.
+
+    At the top ``t_j = S_b / (S_b + S_w)`` as in ``lda(ratio="icc")``; its best units are kept. Below
+    ``t_u = mean_n |sum over positions of a_nu dS_n/da_nu|``, with ``S_n`` the sum over kept top units of the number
+    that the discriminant looks at: a unit that feeds only what is discarded goes first. The paper follows
+    deconvolutions; gradient times activation stands for them here. Positions of a unit may cancel, as may what raises
+    one kept unit and lowers another by as much; examples may not.
+
+    Every layer has length 1, so that layers compare at all; ``allocation="uniform"`` keeps of each what is kept of the
+    top. Of a coupled group that the top has a part in, the top's discriminant speaks for all.
+
+    Args:
+        top_dependency: discriminant of the top, dependency of the top's kept units below, one per channel.
+        top: name of the layer to start from; None: of the targets the one whose activation comes last. Layers behind
+            it have to be excluded.
+        top_density: share of its units that is kept; None: the density that ``sc.prune`` is asked for.
+        pool: what the discriminant looks at, ``"max"`` or ``"mean"`` of the activation over positions.
+        ridge: as for ``lda``.
+
+    Returns:
+        Scores, one per channel, at least float32; of length one over the layer.
+
+    Example:
+        >>> import torch
+        >>> [round(score, 4) for score in lda_dependency(torch.tensor([3.0, 4.0])).tolist()]
+        [0.6, 0.8]
+
+    Reference:
+        Tian, Arbel, Clark 2017, arXiv 1704.06305; 2018, arXiv 1803.08134. The way down by gradients is ours.
+    """
+    return unit_length(top_dependency)
+
+
 def _scatter(x: Tensor, labels: Tensor, *, full: bool) -> tuple[Tensor, Tensor]:
     """Between and within classes, the diagonals or the whole."""
     own, counts = unique(labels)
@@ -123,6 +166,16 @@ ROWS: Mapping[str, CriterionEntry] = {
         "mean",
         "batches",
         "S_b / S_w of activations: between by within classes",
+        "Tian et al. 2017, arXiv 1704.06305",
+        units=frozenset({"channel", "filter"}),
+        batches=10,
+    ),
+    "lda_dependency": CriterionEntry(
+        lda_dependency,
+        "unit",
+        "mean",
+        "batches",
+        "lda at the top; below mean_n |sum a dS/da|",
         "Tian et al. 2017, arXiv 1704.06305",
         units=frozenset({"channel", "filter"}),
         batches=10,

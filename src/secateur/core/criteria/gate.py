@@ -20,7 +20,7 @@ from torch import Tensor
 from secateur.core.canonical import wide
 from secateur.types import CriterionEntry
 
-__all__ = ["ROWS", "gate_taylor_fg", "gate_taylor_so", "head_importance", "taylor_2017"]
+__all__ = ["ROWS", "gate_taylor_fg", "gate_taylor_so", "head_importance", "taylor_2017", "unit_length"]
 
 
 def taylor_2017(gate_example_abs: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ def taylor_2017(gate_example_abs: Tensor) -> Tensor:
         [0.6, 0.8]
 
     Reference:
-        Molchanov, Tyree, Karras, Aila, Kautz 2017, arXiv 1611.06440. The layer-wise division and the term for the
-        layer's operations, which is left to budgets here, are from memory, not verified.
+        Molchanov, Tyree, Karras, Aila, Kautz 2017, arXiv 1611.06440. The layer-wise division is from memory,
+        not verified; with the paper's term for the layer's operations it is ``taylor_2017_flops``.
     """
-    return _unit_length(gate_example_abs)
+    return unit_length(gate_example_abs)
 
 
 def gate_taylor_fg(gate_example_sq: Tensor) -> Tensor:
@@ -115,10 +115,11 @@ def head_importance(reader_gate_abs: Tensor) -> Tensor:
     Reference:
         Michel, Levy, Neubig 2019, arXiv 1905.10650 (from memory, not verified).
     """
-    return _unit_length(reader_gate_abs)
+    return unit_length(reader_gate_abs)
 
 
-def _unit_length(values: Tensor) -> Tensor:
+def unit_length(values: Tensor) -> Tensor:
+    """Values of length 1, ``v / sqrt(sum_j v_j^2)``, at least float32; zeros stay zeros."""
     length = wide(values).double().square().sum().sqrt()
     return wide(values) / length.to(wide(values).dtype) if float(length) > 0.0 else wide(values)
 

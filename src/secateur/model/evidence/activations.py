@@ -10,7 +10,7 @@ Modes, gradients, RNG, buffers and hooks are as before afterwards.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
@@ -53,6 +53,10 @@ class Activations(Streamable):
     out. An expert that no token reached, while others of its list ran, counts as one that never fires; a warning says
     so.
 
+    Args:
+        request: what is asked.
+        readers: makes readers, of how many channels each layer has; None: those of the request's kinds.
+
     Raises:
         ValueError: for other units than ``filter`` and ``channel``, sharded models, layers that never run, and a model
             whose operators change from run to run on one batch.
@@ -71,7 +75,9 @@ class Activations(Streamable):
         tensor([1.0000, 0.6667], dtype=torch.float64)
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(
+        self, request: Request, readers: Callable[[Mapping[str, int]], Sequence[Reader]] | None = None
+    ) -> None:
         self._root, self._layout, self._step = request.root, request.layout, request.source.step
         producers, tensors = _producers(request.layout, request.unit), tensor_names(request.root)
         if sharded := [name for name in producers if name in tensors and is_sharded(tensors[name])]:
@@ -83,7 +89,8 @@ class Activations(Streamable):
         self._devices = {name: tensors[name].device for name in producers if name in tensors}
         self._sizes = sizes = {name: tensors[name].shape[dim] for name, dim in producers.items() if name in tensors}
         made = [(row, set(row.kinds) & set(request.kinds)) for row in READERS]
-        self._readers: list[Reader] = [row.make(sizes, frozenset(kinds)) for row, kinds in made if kinds]
+        asked = [row.make(sizes, frozenset(kinds)) for row, kinds in made if kinds] if readers is None else []
+        self._readers: Sequence[Reader] = asked if readers is None else readers(sizes)
         self._sites: Sites | None = None
         self._examples: Mapping[tuple[str, int], ExampleAxis] = {}
 

@@ -31,12 +31,14 @@ class Reading:
         values: the operator's output, of any shape; it may be overwritten later in the pass.
         valid: False at padding, broadcastable to ``values``; None where all counts.
         examples: where examples lie, for readers that ask.
+        made: the output itself, which has its history when the pass is over; for readers that differentiate.
     """
 
     site: Site
     number: int
     values: Tensor
     valid: Tensor | None
+    made: Tensor
     examples: ExampleAxis = _FIRST
 
     def by_example(self, values: Tensor, size: int) -> Tensor:

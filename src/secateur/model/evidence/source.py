@@ -29,6 +29,7 @@ class Source:
         mode: ``"eval"`` or ``"train"``, the mode of the passes.
         streamed: evidence that was collected during training.
         example: inputs of the model, for evidence that needs their shape alone.
+        density: share of the units that will stay, where it is known.
     """
 
     data: Any = None
@@ -40,6 +41,7 @@ class Source:
     mode: Literal["eval", "train"] = "eval"
     streamed: Evidence | None = None
     example: Any = None
+    density: float | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("eval", "train"):

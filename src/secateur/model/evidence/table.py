@@ -14,6 +14,7 @@ from secateur.core.unit_channel import evidence_layout
 from secateur.model.evidence.activations import ACTIVATION_KINDS, Activations
 from secateur.model.evidence.companions import COMPANION_KINDS, companions
 from secateur.model.evidence.contributions import CONTRIBUTION_KINDS, Contributions
+from secateur.model.evidence.dependency import DEPENDENCY_KINDS, gather_dependency
 from secateur.model.evidence.example_gates import EXAMPLE_GATE_KINDS, READER_GATE_KINDS, ExampleGates, ReaderGates
 from secateur.model.evidence.flow import FLOW_KINDS, gather_flow
 from secateur.model.evidence.gate_second import SECOND_KINDS, gate_seconds
@@ -28,6 +29,7 @@ from secateur.model.evidence.inverses import (
     gather_inverse_hessian,
 )
 from secateur.model.evidence.lookahead import META_KINDS, gather_meta
+from secateur.model.evidence.multiply_adds import MAC_KINDS, MultiplyAdds
 from secateur.model.evidence.passes import Found, Observer, Streamable, observe
 from secateur.model.evidence.samples import FISHER_KINDS, gather_fisher
 from secateur.model.evidence.second_order import HESSIAN_GRADIENT, gather_hessian_gradient
@@ -58,8 +60,8 @@ class Collector:
         kinds: evidence -> what it is.
         observe: makes an observer that shares the passes over the batches with all others.
         gather: finds the evidence by itself.
-        data: what the user has to give, for the message when it is missing: "gradients", "activations", "inputs",
-            or "" for evidence that reads no batches.
+        data: what the user has to give, for the message when it is missing: "gradients", "activations",
+            "inputs", "labels", or "" for evidence that reads no batches.
         ranks: of data-parallel ranks that read batches of their own: "all": what each summed up is combined; "first":
             that of the first rank; "alike": it is the same on all of them, as it reads no batches.
     """
@@ -248,9 +250,11 @@ COLLECTORS: tuple[Collector, ...] = (
     Collector(META_KINDS, gather=gather_meta, data="gradients", ranks="first"),
     Collector(FISHER_KINDS, gather=gather_fisher, data="gradients", ranks="all"),
     Collector(INPUT_KINDS, observe=Inputs, data="inputs", ranks="all"),
+    Collector(MAC_KINDS, observe=MultiplyAdds, data="inputs", ranks="all"),
     Collector(DIAGONAL_KINDS, gather=gather_diagonal, data="gradients", ranks="all"),
     Collector(INVERSE_HESSIAN_KINDS, gather=gather_inverse_hessian, data="gradients", ranks="all"),
     Collector(INVERSE_FISHER_KINDS, gather=gather_inverse_fisher, data="gradients", ranks="all"),
+    Collector(DEPENDENCY_KINDS, gather=gather_dependency, data="labels", ranks="all"),
     Collector(CONTRIBUTION_KINDS, observe=Contributions, data="activations", ranks="all"),
 )
 

@@ -92,7 +92,7 @@ class Watch(TorchDispatchMode):
         number = self._calls[site.producer]
         self._calls[site.producer] += 1
         examples = self._examples.get((site.producer, number), ExampleAxis())
-        reading = Reading(site, number, out.detach(), valid, examples)
+        reading = Reading(site, number, out.detach(), valid, out, examples)
         for reader in self._readers:
             reader.read(reading)
 
