@@ -228,7 +228,7 @@ def test_rounds_without_data_and_updates_with_it(run: Run, nets: Path) -> None:
     kept = bundle.masks["0.weight"]
     assert not torch.equal(bundle.tensors["0.weight"][kept], dense["0.weight"][kept])
     result = run("prune", "--model", "nets:make", "--sparsity", 0.3, "--update", "-o", "f", code=2)
-    assert "obs, woodfisher have" in " ".join(result.output.split())
+    assert "obs, woodfisher, woodfisher_flops have" in " ".join(result.output.split())
 
 
 def test_channels_need_data(run: Run, nets: Path) -> None:

@@ -97,6 +97,17 @@ def test_examples_are_found_where_time_comes_first() -> None:
     torch.testing.assert_close(made, F.relu(net.up(x)).mean(1).t().detach())
 
 
+def test_examples_are_found_in_passes_that_are_differentiated_too() -> None:
+    """Gradients call more operators: the looks aside have to call them as well."""
+    net, x, y = TimesFirst(), torch.randn(6, 6, 3, dtype=torch.float64), torch.arange(6) % 2
+    kinds = ["activation_pooled", "gate_example_abs"]
+    made = found(kinds, net, [(x, y)], loss=F.cross_entropy)["activation_pooled"]
+    with torch.no_grad():
+        up = F.relu(net.up(x))
+        torch.testing.assert_close(made["up.weight"], up.mean(1).t())
+        torch.testing.assert_close(made["down.weight"], net.down(up).mean(1).t())
+
+
 def test_a_model_of_one_batch_size_shows_its_examples_too() -> None:
     class Fixed(TimesFirst):
         def forward(self, x: Tensor) -> Tensor:

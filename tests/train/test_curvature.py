@@ -244,7 +244,10 @@ def test_update_with_channels_and_without_undo() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"criterion": "snip", "update": True}, "has no update of the kept weights; obs, woodfisher have"),
+        (
+            {"criterion": "snip", "update": True},
+            "has no update of the kept weights; obs, woodfisher, woodfisher_flops have",
+        ),
         ({"criterion": "combine(obs=1.0, l1=1.0)", "update": True}, "has no update of the kept weights"),
         ({"criterion": "obs", "update": True, "rounds": 3}, "goes with one round"),
         ({"criterion": "obs(hess='hutchinson')"}, "known are exact, ggn, fisher"),

@@ -54,6 +54,25 @@ def test_padding_counts_neither_at_the_top_nor_below(pool: str) -> None:
     torch.testing.assert_close(found["up.weight"], unit(torch.stack(rows).mean(0).detach()))
 
 
+class TimesFirst(Mixing):
+    """``[T, B, C]`` inside."""
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Tensor:
+        low = torch.tanh(self.up(self.table(input_ids.t())))
+        return self.head(torch.tanh(self.top(low + low.mean(0, keepdim=True))).mean(0))
+
+
+def test_time_may_come_first() -> None:
+    """As many tokens as examples: no length tells which axis is which."""
+    ids, y = torch.randint(0, 9, (6, 6), generator=torch.Generator().manual_seed(6)), torch.arange(6) % 2
+    how: dict[str, Any] = {"unit": "filter", "targets": ["up", "top"], "data": {"input_ids": ids, "labels": y}}
+    turned = sc.score(TimesFirst(), "lda_dependency(top_density=0.4)", **how)
+    how["data"] = {**how["data"], "attention_mask": torch.ones(6, 6)}
+    plain = sc.score(Mixing(), "lda_dependency(top_density=0.4)", **how)
+    for name, scores in plain.items():
+        torch.testing.assert_close(turned[name], scores)
+
+
 def test_nothing_is_left_behind_and_frozen_weights_are_no_obstacle() -> None:
     net = network().train()
     net[0].requires_grad_(False)

@@ -136,7 +136,7 @@ def _scatter(x: Tensor, labels: Tensor, *, full: bool) -> tuple[Tensor, Tensor]:
         )
     chosen = torch.nn.functional.one_hot(own, len(counts)).double()
     means = x @ chosen / counts
-    away = (means - x.mean(1, keepdim=True)) * counts.sqrt()
+    away = (means - x.mean(1, keepdim=True)) * counts.double().sqrt()
     inside = x - means[:, own]
     if full:
         return away @ away.t(), inside @ inside.t()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from secateur.model.evidence.example_axis import FIXED_SIZE, ExampleAxis, axis_of, count_examples, exchanges
@@ -82,7 +81,7 @@ def site_examples(sites: Sites, batch: Any, run: Callable[[Any], Any]) -> Mappin
 
 def _watched(sites: Sites, reader: Reader, batch: Any, run: Callable[[Any], Any]) -> bool:
     watch = Watch(sites, [reader], batch)
-    with torch.no_grad(), watch:
+    with watch:  # and gradients where the passes have them: they call other operators then
         run(batch)
     watch.finish()
     return watch.difference is None
