@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -213,7 +213,7 @@ def sensitivity(
 
 def _checked(model: nn.Module, sparsities: Sequence[float], unit: str | Unit) -> tuple[tuple[float, ...], Unit]:
     given: Any = sparsities
-    shares = list[float](given) if isinstance(given, Iterable) else []
+    shares: list[float] = list(cast("Iterable[float]", given)) if isinstance(given, Iterable) else []
     good = bool(shares) and all(map(is_real, shares))
     if not good or shares != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] <= 1:
         raise ValueError(
