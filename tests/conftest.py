@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -25,6 +28,22 @@ class AllowedSkip:
 
     def covers(self, nodeid: str, reason: str) -> bool:
         return fnmatchcase(nodeid, self.nodeid) and fnmatchcase(reason, self.reason)
+
+
+def pytest_collection_finish() -> None:
+    """Doctests are collected by import mode importlib, which makes packages anew beside modules that are there already.
+
+    The new package lacks them as attributes, and what a test replaces by its dotted path is not found.
+    """
+    link_submodules(sys.modules, "secateur")
+
+
+def link_submodules(modules: MutableMapping[str, ModuleType], package: str) -> None:
+    """Every imported module is an attribute of the package that it is in, unless something else has the name."""
+    for name, module in list(modules.items()):
+        parent, _, leaf = name.rpartition(".")
+        if name.startswith(f"{package}.") and parent in modules and not hasattr(modules[parent], leaf):
+            setattr(modules[parent], leaf, module)
 
 
 def read_allowed_skips(path: Path) -> list[AllowedSkip]:

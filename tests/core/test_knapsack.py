@@ -113,6 +113,7 @@ def test_a_cost_that_is_not_additive_is_met_and_nothing_fits_back(seed: int, spa
         ("macs", {}, r"knapsack\('macs'\): a cost is a function.*sc\.costs"),
         (lambda keep: 1.0, {"how": "best"}, "take 'greedy' or 'exact'"),
         (lambda keep: 1.0, {"steps": 0}, "a whole number from 1"),
+        (lambda keep: 1.0, {"steps": 2.5}, r"knapsack\(steps=2\.5\): parts of a key, a whole number from 1"),
         (lambda keep: float("nan"), {}, "has to give a finite number"),
         (lambda keep: 1.0, {}, "above"),
         (lambda keep: 0.5 * float(keep["a"].sum()), {"how": "exact"}, "takes whole numbers"),
@@ -136,3 +137,34 @@ def test_sparsity_is_a_share_of_the_cost_where_units_are_protected_too(how: str)
     counts = allocate(row, sparsity=0.9, scores=scores, layout=layout, unit=UNIT, min_density=0.3)
     assert min(counts.values()) >= 3
     assert counts["a"] * counts["b"] <= 10
+
+
+def test_bad_steps_are_refused_when_the_row_is_made():
+    for steps in (2.5, True, "4"):
+        with pytest.raises(ValueError, match="a whole number from 1"):
+            knapsack(lambda keep: 1.0, steps=steps)  # type: ignore[arg-type]
+
+
+def test_the_exact_knapsack_takes_no_more_off_than_is_over():
+    """Units that go make the others dearer here, so that the first choice costs 25 where 24.6 are allowed.
+
+    All choices: (a, b) = (1, 4) costs 23 and is worth 30; (1, 3) costs 17 and is worth 28; (2, 2) costs 20, worth 26.
+    """
+    scores = {"a": torch.tensor([1.0, 4.0, 5.0]), "b": torch.tensor([2.0, 6.0, 8.0, 9.0])}
+
+    def cost(keep: Mapping[str, Tensor]) -> int:
+        a, b = (int(keep[key].sum()) for key in "ab")
+        return 3 * a + 2 * b + 2 * a * b + 2 * (3 - a)
+
+    assert kept(scores, cost, 0.4, how="exact") == {"a": 1, "b": 4}
+
+
+def test_greedy_gives_back_no_unit_whose_score_is_negative():
+    """A dear unit goes whole; what is left of the budget would take cheap ones back that do harm."""
+    scores = {"cheap": torch.tensor([-3.0, -2.0, 1.0]), "dear": torch.tensor([0.5, 5.0])}
+
+    def cost(keep: Mapping[str, Tensor]) -> float:
+        return float(keep["cheap"].sum() + 10 * keep["dear"].sum())
+
+    assert kept(scores, cost, 0.4, steps=1) == {"cheap": 1, "dear": 1}
+    assert greedy_subset([1, 1, 1], [-1.0, 2.0, 0.0], 9) == [1, 2]

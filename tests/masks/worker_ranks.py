@@ -61,6 +61,7 @@ def work(rank: int, folder: Path) -> None:
     sampled_and_ordered(rank)
     grams(rank)
     errors_of_one_rank(rank)
+    alone(rank)
     passes_of_a_training(rank)
 
 
@@ -197,6 +198,16 @@ def errors_of_one_rank(rank: int) -> None:
     with pytest.raises(ValueError, match=r"finite|NaN|nan"):
         sc.prune(wrapped, 0.5, criterion="wanda", data=wrong)
     sc.prune(wrapped, 0.5, criterion="snip", data=data, loss=F.cross_entropy)
+
+
+def alone(rank: int) -> None:
+    """One rank may look at weights, and at its own data through the module inside, while the other does nothing."""
+    wrapped, data = DistributedDataParallel(network()), batches()
+    if rank == 0:
+        assert torch.equal(sc.score(wrapped, "magnitude")["0.weight"], wrapped.module[0].weight.abs())
+        found = sc.score(wrapped.module, "snip", data=own(0, data), **options("weight"))
+        expected = sc.score(network(), "snip", data=own(0, data), **options("weight"))
+        assert torch.equal(found["0.weight"], expected["0.weight"])
 
 
 def passes_of_a_training(rank: int) -> None:

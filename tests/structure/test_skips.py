@@ -8,9 +8,12 @@ import subprocess
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tests.conftest import link_submodules
 from tests.structure.tree import ROOT, files, relative
 
 CONFTEST = ROOT / "tests" / "conftest.py"
@@ -93,3 +96,21 @@ def test_every_allowed_skip_names_a_test_file_that_exists() -> None:
     globs = [line.split("::")[0].split(" | ")[0] for line in lines if line.strip() and not line.startswith("#")]
     tests = [relative(path) for path in files("tests")]
     assert [glob for glob in globs if not any(fnmatchcase(test, glob) for test in tests)] == []
+
+
+def test_modules_are_found_by_dotted_paths_when_their_package_was_imported_anew() -> None:
+    """What collecting doctests leaves behind: a package without the modules that are in it."""
+    new, deep, taken, other = (ModuleType(name) for name in ("new", "deep", "taken", "other"))
+    package = SimpleNamespace(taken="a function")
+    modules: dict[str, Any] = {
+        "kit": package,
+        "kit.new": new,
+        "kit.new.deep": deep,
+        "kit.taken": taken,
+        "kite.x": other,
+    }
+    link_submodules(modules, "kit")
+    assert package.new is new
+    assert package.new.deep is deep
+    assert package.taken == "a function"
+    assert not hasattr(package, "x")

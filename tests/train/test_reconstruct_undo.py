@@ -133,3 +133,38 @@ def test_inputs_that_are_always_zero_need_only_a_damping(solver: str) -> None:
     net = nn.Linear(6, 4)
     done = sc.reconstruct(net, 0.5, data=torch.zeros(9, 6), solver=solver, damping=0.01)
     assert (done.layers[0].kept, done.layers[0].after) == (0.5, 0.0)
+
+
+def test_a_layer_without_weights_is_named_as_such() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.none, self.some = nn.Linear(4, 0), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.some(x) + self.none(x).sum()
+
+    x = torch.randn(32, 4)
+    with pytest.warns(UserWarning, match="zero-element"):
+        net = Empty()
+    for options in ({}, {"solver": "sparsegpt"}):
+        with pytest.raises(ValueError, match=r"'none\.weight' has no weights, its shape is \(0, 4\).*exclude="):
+            sc.reconstruct(net, 0.5, data=x, **options)  # type: ignore[arg-type]
+    done = sc.reconstruct(net, 0.5, data=x, exclude=["none.weight"])
+    assert [layer.name for layer in done.layers] == ["some.weight"]
+
+
+def test_targets_that_are_not_masked_are_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    sc.prune(net, 0.5, targets=["0"])
+    with pytest.raises(ValueError, match=r"that are masked \(0\.weight\).*with targets=\['2'\], exclude=None"):
+        sc.reconstruct(net, data=torch.randn(8, 4), targets=["2"])
+
+
+@pytest.mark.parametrize("damping", ["0.01", None, [0.01], True, float("nan"), float("inf"), -0.1])
+def test_a_damping_that_is_no_number_is_refused(damping: object) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    before = _state(net)
+    with pytest.raises(ValueError, match=r"damping=.*: a share of the mean diagonal, finite, 0 or more"):
+        sc.reconstruct(net, 0.5, data=torch.randn(8, 4), damping=damping)  # type: ignore[arg-type]
+    assert _equal(net, before)

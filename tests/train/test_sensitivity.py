@@ -205,3 +205,30 @@ def test_what_is_no_number_is_refused(given: Any, kind: str) -> None:
 def test_beyond_the_scan_layers_share_in_proportion_to_what_they_have() -> None:
     scan = sc.Sensitivity(0.9, (0.5,), {"a": (0.9,), "b": (0.9,)}, {"a": 10, "b": 30})
     assert scan.allocation.function({"a": 10, "b": 30}, 12) == {"a": 3, "b": 9}
+
+
+@pytest.mark.parametrize("given", [0.5, None, "abc", ["a"], [None], (0.5, True), [], [0.5, float("nan")]])
+def test_sparsities_that_are_no_numbers_are_refused(given: object) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"sparsities=.*: give shares that rise"):
+        sc.sensitivity(net, lambda model: 1.0, sparsities=given)  # type: ignore[arg-type]
+
+
+def test_buffers_that_evaluate_rebinds_are_the_old_ones_again() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net.register_buffer("calls", None)
+    mean, state = net[1].running_mean, {name: value.clone() for name, value in net.state_dict().items()}
+
+    def evaluate(model: nn.Module) -> float:
+        assert torch.equal(model[1].running_mean, state["1.running_mean"]), "an evaluation sees another's buffers"
+        model[1].running_mean = model[1].running_mean + 1.0
+        model[1].running_var.mul_(2.0)
+        model.calls = torch.ones(1)
+        model.register_buffer("more", torch.ones(1))
+        return 1.0
+
+    sc.sensitivity(net, evaluate, sparsities=(0.5,))
+    assert net[1].running_mean is mean
+    assert net.calls is None
+    assert net.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())

@@ -101,3 +101,13 @@ def test_start_and_bad_questions() -> None:
     for model, strength, said in wrong:
         with pytest.raises(ValueError, match=said), sc.slimming(model, strength):
             pass
+
+
+@pytest.mark.parametrize("strength", ["1e-4", None, [1e-4], True, float("nan"), float("inf"), 0.0, -1.0])
+def test_a_strength_that_is_no_positive_number_is_refused(strength: object) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match=r"strength=.*: a positive number"), sc.slimming(net, strength):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(ValueError, match=r"start='half': the value of all scales"), sc.slimming(net, start="half"):  # type: ignore[arg-type]
+        pass
+    assert net[1].weight.tolist() == [1.0, 1.0]

@@ -74,7 +74,7 @@ def best_subset(costs: Sequence[int], importance: Sequence[float], budget: int) 
 
 
 def greedy_subset(costs: Sequence[float], importance: Sequence[float], budget: float) -> list[int]:
-    """Items in the order of importance per cost, each taken if it still fits.
+    """Items in the order of importance per cost, each taken if it still fits; none of negative importance.
 
     Example:
         >>> greedy_subset([6, 5, 5, 3], [7, 5.5, 5.5, 2], 10)
@@ -83,7 +83,7 @@ def greedy_subset(costs: Sequence[float], importance: Sequence[float], budget: f
     order = sorted(range(len(costs)), key=lambda at: -importance[at] / max(costs[at], 1e-300))
     found = list[int]()
     for place in order:
-        if costs[place] <= budget:
+        if costs[place] <= budget and importance[place] >= 0:
             budget -= costs[place]
             found.append(place)
     return sorted(found)
@@ -96,9 +96,9 @@ def knapsack(cost: Cost, *, how: How = "greedy", steps: int = 32) -> AllocationE
     that goes. Units of one key go in the order of their scores.
 
     ``"greedy"`` removes, of all keys, the step of least importance per cost saved, asks for all costs anew (removing
-    an output channel makes the next layer cheaper), and when the budget is met gives back what fits. ``"exact"``
-    solves the 0/1 problem for what one unit of each key costs beside all others, and again with less where the true
-    cost, not additive, comes out above the budget.
+    an output channel makes the next layer cheaper), and when the budget is met gives back what fits, but nothing of
+    negative score. ``"exact"`` solves the 0/1 problem for what one unit of each key costs beside all others, and again
+    with less where the true cost, not additive, comes out above the budget.
 
     Args:
         cost: key -> bool mask of the units that stay -> what that costs: multiply-adds (``sc.costs(model, "macs",
@@ -132,8 +132,8 @@ def knapsack(cost: Cost, *, how: How = "greedy", steps: int = 32) -> AllocationE
         )
     if how not in get_args(How):
         raise ValueError(f"knapsack(how={how!r}): take 'greedy' or 'exact'")
-    if steps < 1:
-        raise ValueError(f"knapsack(steps={steps}): parts of a key, a whole number from 1")
+    if type(steps) is not int or steps < 1:
+        raise ValueError(f"knapsack(steps={steps!r}): parts of a key, a whole number from 1")
 
     def allocation(
         scores: Tensors, sizes: Mapping[str, int], sparsity: float, floors: Mapping[str, int]
@@ -188,15 +188,16 @@ class _Sack:
         return self._refilled(counts, budget)
 
     def _refilled(self, counts: dict[str, int], budget: float) -> dict[str, int]:
-        """Give back unit by unit, the most importance per cost first."""
+        """Give back unit by unit, the most importance per cost first; none whose score is negative."""
         stuck = set[str]()
         now = self.cost(counts)
         while True:
             tries = dict[str, tuple[float, float]]()
             for key, count in counts.items():
-                if key not in stuck and count < len(self._order[key]):
+                gain = self._lost_between(key, count, count + 1) if count < len(self._order[key]) else -1.0
+                if key not in stuck and gain >= 0:
                     price = self.cost(counts | {key: count + 1})
-                    tries[key] = self._lost_between(key, count, count + 1) / max(price - now, 1e-300), price
+                    tries[key] = gain / max(price - now, 1e-300), price
             fits = {key: rate for key, (rate, price) in tries.items() if price <= budget}
             stuck |= tries.keys() - fits.keys()
             if not fits:

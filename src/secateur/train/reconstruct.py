@@ -197,7 +197,10 @@ def _layout(
         layout = known if targets is None and exclude is None else find_targets(root, targets, exclude)
         found = {name: key for name, key in layout.items() if name in before}
         if not found:
-            raise ValueError(f"none of the layers that are masked ({', '.join(before)[:200]}) can be reconstructed")
+            raise ValueError(
+                f"none of the layers that are masked ({', '.join(before)[:200]}) can be reconstructed with "
+                f"targets={targets!r}, exclude={exclude!r}; embeddings never are"
+            )
     else:
         if before is not None and unit_name(before.unit) != "weight":
             raise ValueError(
@@ -209,6 +212,8 @@ def _layout(
             raise ValueError(f"sparsity={sparsity} with {within}: the pattern fixes the sparsity; leave it out")
         if entry.chooses and within == "row":
             raise ValueError("within='row' is for criteria; this solver lets all rows compete: within='tensor' or NM")
+    if empty := [name for name, key in found.items() if 0 in key.shape]:
+        raise ValueError(f"{empty[0]!r} has no weights, its shape is {found[empty[0]].shape}; exclude={empty!r}")
     if sharded := [name for name in found if is_sharded(find_parameter(root, name))]:
         raise ValueError(f"{sharded[0]!r} is sharded; reconstruct before fully_shard")
     return found

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from secateur.core import CriterionLike, parse_unit, removed_count, select
 from secateur.core.apportion import apportion
+from secateur.core.real import is_real
 from secateur.model.batches import LossFunction, StepFunction
 from secateur.model.group_targets import find_layout
 from secateur.model.masked import masked
@@ -211,23 +212,27 @@ def sensitivity(
 
 
 def _checked(model: nn.Module, sparsities: Sequence[float], unit: str | Unit) -> tuple[tuple[float, ...], Unit]:
-    shares = tuple(sparsities)
-    if not shares or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] <= 1:
+    given: Any = sparsities
+    shares: list[float] = list(cast("Iterable[float]", given)) if isinstance(given, Iterable) else []
+    good = bool(shares) and all(map(is_real, shares))
+    if not good or shares != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] <= 1:
         raise ValueError(
-            f"sparsities={list(shares)}: give shares that rise, above 0 and at most 1, like (0.3, 0.6, 0.9)"
+            f"sparsities={sparsities!r}: give shares that rise, above 0 and at most 1, like (0.3, 0.6, 0.9)"
         )
     parsed, window = parse_unit(unit)
     if isinstance(window, NM):
         raise ValueError(f"unit={unit!r} has one sparsity, so there is nothing to scan; take unit='weight'")
     if find_masks(unwrap(model)) is not None:
         raise ValueError("this model has masks already: call masks.undo(), or scan before pruning")
-    return shares, parsed
+    return tuple(shares), parsed
 
 
 def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module], float], masks: Mapping[str, Tensor]) -> float:
     """The figure with some weights at zero; everything is put back."""
     root = unwrap(model)
     buffers = [(buffer, buffer.detach().clone()) for buffer in root.buffers()]
+    modules: list[Any] = list(root.modules())
+    homes = [(module, dict(module._buffers)) for module in modules]
     try:
         with quietly(root), masked(model, masks), torch.no_grad():
             figure = evaluate(model)
@@ -239,5 +244,8 @@ def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module], float], masks: 
                 "lambda m: sc.evaluate(m, valid).top1"
             ) from error
     finally:
+        for module, own in homes:  # evaluate may have put other tensors in their place
+            module._buffers.clear()
+            module._buffers.update(own)
         for buffer, value in buffers:
             buffer.detach().copy_(value)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from secateur.core.real import is_real
 from secateur.model.names import unwrap
 
 __all__ = ["slimming"]
@@ -45,8 +46,12 @@ def slimming(model: nn.Module, strength: float = 1e-4, *, start: float | None = 
     Reference:
         Liu, Li, Shen, Huang, Yan, Zhang 2017, arXiv 1708.06519.
     """
-    if not strength > 0:
+    if not (is_real(strength) and strength > 0):
         raise ValueError(f"strength={strength!r}: a positive number; the paper takes 1e-4 and 1e-5")
+    if start is not None and not is_real(start):
+        raise ValueError(
+            f"start={start!r}: the value of all scales when training begins, a number such as 0.5, or None"
+        )
     if not _scales(model):
         raise ValueError(f"{type(unwrap(model)).__name__} has no batch norm with scales to train, so nothing can slim")
     if start is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.canonical import grouped_shape, to_grouped, to_parameter
+from secateur.core.real import is_real
 from secateur.core.typed import cholesky
 from secateur.types import NM, KeyLayout
 
@@ -53,14 +54,14 @@ def damped(gram: Tensor, damping: float) -> Tensor:
         float64, like ``gram``.
 
     Raises:
-        ValueError: for a damping that is negative or not finite.
+        ValueError: for a damping that is negative, not finite, or no number.
 
     Example:
         >>> damped(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), 0.5).tolist()
         [[2.0, 0.0], [0.0, 4.0]]
     """
-    if not 0.0 <= damping < math.inf:
-        raise ValueError(f"damping={damping}: a share of the mean diagonal, finite, 0 or more; 0.01 is usual")
+    if not (is_real(damping) and damping >= 0.0):
+        raise ValueError(f"damping={damping!r}: a share of the mean diagonal, finite, 0 or more; 0.01 is usual")
     mean = gram.double().diagonal(dim1=-2, dim2=-1).mean(-1)
     level = torch.where(mean > 0, mean, 1.0)[..., None, None]
     return gram.double() + damping * level * torch.eye(gram.shape[-1], dtype=torch.float64, device=gram.device)

@@ -124,7 +124,8 @@ def collect(
     streamed = source.streamed or {}
     found: Found = {kind: dict(streamed[kind]) for kind in kinds if kind in streamed}
     missing = [kind for kind in kinds if kind not in streamed]
-    ranks = ranks_of(model)
+    alike = all(row.ranks == "alike" for row in COLLECTORS if not row.kinds.keys().isdisjoint(missing))
+    ranks = Ranks() if alike else ranks_of(model)  # evidence without batches may be asked for on one rank alone
     with ranks.together():
         wanted = list(_rows_for(root, missing, layout, unit, source, settings, ranks))
         for row, request in wanted:
