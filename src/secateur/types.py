@@ -190,6 +190,7 @@ class CriterionEntry:
         reference: authors, year, arXiv.
         merge: for criteria whose removed units others can take over: rows of units (``core/unit_rows``) by name,
             ``kept`` (bool [units]) and ``removed`` (numbers) to the partner and the factor of each removed unit.
+            ``weight`` and ``bias`` come with batch norms folded in, for the scores of such a pruning too.
         elementwise: without settings each score follows from the evidence at the same place alone, so that pieces of
             a tensor may be scored by themselves, and more than once.
     """

@@ -25,12 +25,14 @@ from secateur.core.unit_channel import Channel, evidence_layout
 from secateur.model.evidence import EXAMPLE_KINDS, Source, collect
 from secateur.model.masked import masked
 from secateur.model.masks import Masks
+from secateur.model.merging import check_merge, merged_values
 from secateur.model.names import find_parameter, unwrap
+from secateur.model.norms import norms_behind, with_norms
 from secateur.model.sharding import full, share_from_first_rank
 from secateur.train.plan import Plan
 from secateur.types import CriterionEntry, Evidence, KeyLayout, Unit
 
-__all__ = ["choose_masks", "choose_with_update", "to_trace"]
+__all__ = ["choose_masks", "choose_with_merge", "choose_with_update", "to_trace"]
 
 
 def choose_masks(
@@ -42,6 +44,7 @@ def choose_masks(
     before: Masks | None = None,
     *,
     rounds: int | None = None,
+    behind: Mapping[str, str] | None = None,
 ) -> Mapping[str, Tensor]:
     """Evidence to unit masks, the same on every rank; the model is not changed.
 
@@ -57,6 +60,7 @@ def choose_masks(
         layout: the targets.
         before: masks so far; what they removed stays removed.
         rounds: how many; None: as the criterion's row says.
+        behind: batch norms that count as part of the layers before them (``norms_behind``).
 
     Returns:
         Parameter or group name -> bool mask in the unit's grid.
@@ -67,7 +71,7 @@ def choose_masks(
     root, unit, regrow = unwrap(model), plan.parsed_unit, regrows(plan.criterion)
     previous = None if before is None else _so_far(before, unit, layout)
     if _count(plan, rounds) == 1:
-        return _decide(model, plan, sparsity, _evidence(root, plan, source, layout), layout, previous)
+        return _decide(model, plan, sparsity, _evidence(root, plan, source, layout, behind=behind), layout, previous)
     weights = {name: full(find_parameter(root, name)).detach() for name in evidence_layout(unit, layout)}
     dense = {"weight": {name: weight.clone() for name, weight in weights.items()}} if regrow else {}
     count = _count(plan, rounds)
@@ -77,10 +81,45 @@ def choose_masks(
         due = geometric(index / count, gone, sparsity) if gone < sparsity else sparsity
         hidden = nullcontext() if masks is None else masked(root, unit.expand(masks, layout))
         with hidden:
-            evidence = {**_evidence(root, plan, source, layout), **dense}
+            evidence = {**_evidence(root, plan, source, layout, behind=behind), **dense}
             masks = _decide(model, plan, due, evidence, layout, previous if regrow else masks)
     assert masks is not None  # at least two rounds
     return masks
+
+
+def choose_with_merge(
+    model: nn.Module,
+    plan: Plan,
+    sparsity: float,
+    source: Source,
+    layout: Mapping[str, KeyLayout],
+    before: Masks | None = None,
+    *,
+    rounds: int | None = None,
+) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+    """Unit masks, and new values of what reads the units, as kept ones take over; the model is not changed.
+
+    Pairs and their factors are those of units as the batch norms behind them pass them on.
+
+    Args:
+        model: as the user gave it.
+        plan: the choices.
+        sparsity: due now.
+        source: of the evidence; its example goes through the model.
+        layout: the targets, groups.
+        before: masks so far; what they removed stays removed.
+        rounds: how many; None: as the criterion's row says.
+
+    Returns:
+        Unit masks, and parameter name -> values in its shape.
+
+    Raises:
+        ValueError: for criteria that do not merge, and groups in which merging cannot be exact.
+    """
+    root, entry = unwrap(model), check_merge(plan.criterion, plan.parsed_unit)
+    behind = norms_behind(root, layout, source.example)
+    masks = choose_masks(model, plan, sparsity, source, layout, before, rounds=rounds, behind=behind)
+    return masks, merged_values(root, entry, layout, masks, source.example, behind)
 
 
 def choose_with_update(
@@ -153,10 +192,16 @@ def _count(plan: Plan, rounds: int | None) -> int:
 
 
 def _evidence(
-    root: nn.Module, plan: Plan, source: Source, layout: Mapping[str, KeyLayout], more: tuple[str, ...] = ()
+    root: nn.Module,
+    plan: Plan,
+    source: Source,
+    layout: Mapping[str, KeyLayout],
+    more: tuple[str, ...] = (),
+    behind: Mapping[str, str] | None = None,
 ) -> Evidence:
     kinds = tuple(dict.fromkeys((*evidence_needed(plan.criterion), *more)))
-    return collect(root, kinds, layout, plan.parsed_unit, source, settings_needed(plan.criterion))
+    found = collect(root, kinds, layout, plan.parsed_unit, source, settings_needed(plan.criterion))
+    return with_norms(root, layout, found, behind) if behind else found
 
 
 def _decide(
