@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,73 +11,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.model.norms import norms_behind, with_norms
-
-SCALED = {7: (2, 2.0), 9: (2, 0.5), 11: (5, 3.0), 3: (0, 1.0)}
-"""Copy -> original and factor."""
-EQUAL = {copied: (original, 1.0) for copied, (original, _) in SCALED.items()}
-PAIRS = {"cosine": SCALED, "srinivas_babu": EQUAL}
-
-
-@torch.no_grad()
-def random_norms(net: nn.Module) -> None:
-    """Norms as a training leaves them; scales of both signs, which is more than a training does."""
-    for norm in net.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            norm.running_mean.uniform_(-1, 1)
-            norm.running_var.uniform_(0.5, 2)
-            if norm.affine:
-                norm.weight.uniform_(0.5, 1.5).mul_(torch.where(torch.rand_like(norm.weight) < 0.3, -1, 1))
-                norm.bias.uniform_(-1, 1)
-
-
-@torch.no_grad()
-def plant(layer: Any, norm: Any, pairs: dict[int, tuple[int, float]]) -> None:
-    """Copies whose weights, biases and norms differ, and whose rows behind the norm are multiples."""
-    mean, var, eps = norm.running_mean, norm.running_var, norm.eps
-    for copied, (original, factor) in pairs.items():
-        own = 0.0 if layer.bias is None else layer.bias[original]
-        scale = norm.weight[original] / (var[original] + eps).sqrt()
-        offset = scale * (own - mean[original]) + norm.bias[original]
-        times = float(torch.empty(()).uniform_(0.3, 2)) * (-1) ** copied
-        layer.weight[copied] = times * layer.weight[original]
-        norm.weight[copied] = factor * scale / times * (var[copied] + eps).sqrt()
-        own = 0.0 if layer.bias is None else layer.bias[copied]
-        norm.bias[copied] = factor * offset - factor * scale / times * (own - mean[copied])
-
-
-class Block(nn.Module):
-    def __init__(self, inputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inputs, 12, 3, stride, 1, bias=False), nn.BatchNorm2d(12)
-        self.conv2, self.bn2 = nn.Conv2d(12, 12, 3, 1, 1, bias=False), nn.BatchNorm2d(12)
-        self.down = (
-            nn.Sequential(nn.Conv2d(inputs, 12, 1, stride, bias=False), nn.BatchNorm2d(12)) if inputs != 12 else None
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        past = x if self.down is None else self.down(x)
-        return F.relu(past + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-
-
-class ResNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(2, 12, 3, padding=1), nn.BatchNorm2d(12)
-        self.a, self.b, self.pool = Block(12, 1), Block(12, 1), nn.MaxPool2d(2)
-        self.wide = nn.Sequential(nn.Conv2d(12, 16, 1), nn.BatchNorm2d(16), nn.ReLU())
-        self.c, self.head = Block(16, 2), nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.b(self.a(F.relu(self.bn(self.conv(x))))))
-        return self.head(self.c(self.wide(x)).mean((2, 3)))
-
-
-def pairs_of(net: ResNet) -> Iterator[tuple[Any, Any]]:
-    """Of all groups of 12: inner channels and streams, whose producers each have a norm of their own."""
-    yield net.conv, net.bn
-    for block in (net.a, net.b, net.c):
-        yield from ((block.conv1, block.bn1), (block.conv2, block.bn2))
-    yield from [tuple(net.c.down)]
+from tests.train.normed_nets import EQUAL, PAIRS, SCALED, ResNet, call, chain, pairs_of, plant, random_norms
 
 
 @pytest.mark.parametrize("criterion", ["cosine", "srinivas_babu"])
@@ -134,17 +67,6 @@ def test_rows_compute_what_layer_and_norm_compute(layer: Any, norm: Any, x: Tens
     assert list(found["bias"]) == ["0.weight"]
     made = x.flatten(1) @ rows.T + found["bias"]["0.weight"].flatten()
     torch.testing.assert_close(made, norm(layer(x)).flatten(1), rtol=0, atol=1e-12)
-
-
-def chain(*between: nn.Module, bias: bool = True) -> tuple[Any, Tensor]:
-    torch.manual_seed(1)
-    net: Any = nn.Sequential(nn.Linear(6, 12, bias=bias), *between, nn.Linear(12, 3)).double().eval()
-    random_norms(net)
-    return net, torch.randn(7, 6).double()
-
-
-def call(x: Tensor, criterion: str = "cosine") -> dict[str, Any]:
-    return {"criterion": criterion, "unit": "channel", "example_inputs": x, "merge": True}
 
 
 @pytest.mark.parametrize("criterion", ["cosine", "srinivas_babu"])
@@ -232,31 +154,61 @@ def test_what_comes_later_has_to_treat_both_alike(between: tuple[nn.Module, ...]
 
 
 class Twice(nn.Module):
-    """What a layer makes goes through its norm, and past it."""
+    """What a layer makes goes through its norm, and past it, or through it once more."""
 
-    def __init__(self, past: bool) -> None:
+    def __init__(self, past: str) -> None:
         super().__init__()
         self.a, self.norm, self.b, self.past = nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Linear(12, 3), past
 
     def forward(self, x: Tensor) -> Tensor:
         made = self.a(x)
         read = self.b(F.relu(self.norm(made)))
-        return read + self.b(F.relu(made)) if self.past else read + self.b(F.relu(self.norm(self.a(2 * x))))
+        if self.past == "called":
+            return read + self.b(F.relu(self.norm(self.a(2 * x))))
+        return read + self.b(F.relu(made if self.past == "past" else self.norm(F.leaky_relu(made))))
 
 
-@pytest.mark.parametrize("past", [False, True])
-def test_a_layer_that_is_read_past_its_norm_is_refused_and_one_called_twice_is_not(past: bool) -> None:
+@pytest.mark.parametrize("past", ["past", "called"])
+def test_a_layer_that_is_read_past_its_norm_is_refused_and_one_called_twice_is_not(past: str) -> None:
     torch.manual_seed(2)
     net, x = Twice(past).double().eval(), torch.randn(7, 6).double()
     random_norms(net)
     plant(net.a, net.norm, SCALED)
     whole = net(x)
-    if past:
+    if past == "past":
         with pytest.raises(ValueError, match=r"units of 'a.weight' cannot take over.*exclude=\['a.weight'\]"):
             sc.prune(net, 4 / 12, **call(x))
         assert sc.find_masks(net) is None
     else:
         sc.prune(net, 4 / 12, **call(x))
+    torch.testing.assert_close(net(x), whole, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_a_norm_that_reads_other_things_too_has_to_treat_both_alike() -> None:
+    torch.manual_seed(2)
+    net, x = Twice("again").double().eval(), torch.randn(7, 6).double()
+    random_norms(net)
+    for copied, (original, factor) in SCALED.items():
+        net.norm.weight[copied], net.norm.running_var[copied] = (
+            net.norm.weight[original],
+            net.norm.running_var[original],
+        )
+        for tensor in (net.a.weight, net.a.bias, net.norm.bias, net.norm.running_mean):
+            tensor[copied] = factor * tensor[original]
+    whole = net(x)
+    sc.prune(net, 4 / 12, **call(x))
+    torch.testing.assert_close(net(x), whole, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_a_norm_over_positions_is_no_norm_of_the_channels() -> None:
+    net, _ = chain(nn.BatchNorm1d(12), nn.ReLU())
+    x = torch.randn(5, 12, 6).double()  # 12 positions, and 12 channels by chance
+    for copied, (original, _) in EQUAL.items():
+        net[0].weight[copied], net[0].bias[copied] = net[0].weight[original], net[0].bias[original]
+    whole = net(x)
+    sc.prune(net, 4 / 12, **call(x, "srinivas_babu"))
     torch.testing.assert_close(net(x), whole, rtol=0, atol=1e-10)
 
 

@@ -70,9 +70,9 @@ def check_merge(criterion: CriterionLike, unit: Unit) -> CriterionEntry:
         >>> check_merge("cosine", Channel()).level
         'unit'
     """
-    able = ", ".join(repr(name) for name, row in CRITERIA.items() if row.merge is not None)
+    able = ", ".join(repr(name) for name, row in CRITERIA.items() if row.merge is not None or row.fit is not None)
     entry = resolve_criterion(criterion)
-    if not isinstance(entry, CriterionEntry) or entry.merge is None:
+    if not isinstance(entry, CriterionEntry) or (entry.merge is None and entry.fit is None):
         raise ValueError(
             f"merge=True: {_spec(criterion)} does not say which unit takes over from which; {able} do. Prune without "
             "merge=, or by one of these"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,9 +23,11 @@ from secateur.core import (
 from secateur.core.bit_masks import BitMasks, all_kept
 from secateur.core.schedules import geometric
 from secateur.core.unit_channel import Channel, evidence_layout
+from secateur.model.batches import rereadable
 from secateur.model.evidence import EXAMPLE_KINDS, Source, collect
 from secateur.model.masked import masked
 from secateur.model.masks import Masks
+from secateur.model.merge_activations import fitted_values
 from secateur.model.merging import check_merge, merged_values
 from secateur.model.names import find_parameter, unwrap
 from secateur.model.norms import norms_behind, with_norms
@@ -99,13 +102,14 @@ def choose_with_merge(
 ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
     """Unit masks, and new values of what reads the units, as kept ones take over; the model is not changed.
 
-    Pairs and their factors are those of units as the batch norms behind them pass them on.
+    By rows, pairs and their factors are those of units as the batch norms behind them pass them on. By least squares,
+    what layers read is that of the model as it stands, so that what earlier masks took has nothing to hand on.
 
     Args:
         model: as the user gave it.
         plan: the choices.
         sparsity: due now.
-        source: of the evidence; its example goes through the model.
+        source: of the evidence, and of what is read; its example goes through the model.
         layout: the targets, groups.
         before: masks so far; what they removed stays removed.
         rounds: how many; None: as the criterion's row says.
@@ -114,9 +118,19 @@ def choose_with_merge(
         Unit masks, and parameter name -> values in its shape.
 
     Raises:
-        ValueError: for criteria that do not merge, and groups in which merging cannot be exact.
+        ValueError: for criteria that do not merge, groups in which merging by rows cannot be exact, and data-parallel
+            models whose processes would fit to their own data.
     """
     root, entry = unwrap(model), check_merge(plan.criterion, plan.parsed_unit)
+    if entry.fit is not None:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                "merge=True fits weights in every process to its own data; prune before wrapping the model"
+            )
+        source = replace(source, data=rereadable(source.data, source.batches))  # for the scores, and for the fits
+        masks = choose_masks(model, plan, sparsity, source, layout, before, rounds=rounds)
+        how: dict[str, Any] = {"step": source.step, "batches": source.batches}
+        return masks, fitted_values(root, layout, masks, source.data, entry.fit, **how)[0]
     behind = norms_behind(root, layout, source.example)
     masks = choose_masks(model, plan, sparsity, source, layout, before, rounds=rounds, behind=behind)
     return masks, merged_values(root, entry, layout, masks, source.example, behind)

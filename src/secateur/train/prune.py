@@ -159,12 +159,14 @@ def prune(
         reduce: how weight scores pool to unit scores; None: as the criterion says.
         min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay; None: no such floor.
         seed: of the noise that random criteria read.
-        merge: kept units take the outgoing weights of removed ones over, for criteria that say how (``cosine``,
-            ``srinivas_babu``) and unit ``channel``. Exact where a removed unit, bias included, is a positive multiple
-            of a kept one (``srinivas_babu``: is equal to it), else an approximation; refused where it could not be
-            exact even then, as behind a GELU. A unit is what the batch norm directly behind its layer makes of it in
-            eval mode, for the scores too, and eval mode is what "exact" is said of: in train mode a norm goes by its
-            batch. A batch norm or a factor per channel elsewhere has to treat both units alike.
+        merge: kept units take the outgoing weights of removed ones over, for unit ``channel`` and criteria that say
+            how. ``activation_correlation``: by least squares of what is read, on ``data`` in eval mode, as
+            ``model.merge_activations`` does. ``cosine`` and ``srinivas_babu``: by rows, exact where a removed unit,
+            bias included, is a positive multiple of a kept one (``srinivas_babu``: is equal to it), else an
+            approximation; refused where it could not be exact even then, as behind a GELU. There a unit is what the
+            batch norm directly behind its layer makes of it in eval mode, for the scores too, and eval mode is what
+            "exact" is said of: in train mode a norm goes by its batch. A batch norm or a factor per channel elsewhere
+            has to treat both units alike.
         rounds: decide in so many rounds, with new evidence in each and the same share of what is left going each time;
             None: as the criterion's table says (SynFlow 100, FORCE 10, most 1).
         update: move the kept weights along, for criteria that say how (``obs``, ``woodfisher``); ``masks.undo()`` puts
