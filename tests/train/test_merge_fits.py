@@ -213,6 +213,14 @@ def test_readers_that_cannot_be_watched_are_named(reader: nn.Module | None, said
     assert sc.find_masks(net) is None
 
 
+def test_sharded_readers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = planted()
+    monkeypatch.setattr("secateur.model.merge_activations.is_sharded", lambda tensor: True)
+    with pytest.raises(ValueError, match=r"'3\.weight' is sharded; merge before fully_shard"):
+        sc.prune(net, 3 / 6, merge=True, **call(x))
+    assert sc.find_masks(net) is None
+
+
 def test_processes_that_would_fit_to_their_own_data() -> None:
     net, x = planted()
 
