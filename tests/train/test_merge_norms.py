@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -154,28 +155,36 @@ def test_what_comes_later_has_to_treat_both_alike(between: tuple[nn.Module, ...]
 
 
 class Twice(nn.Module):
-    """What a layer makes goes through its norm, and past it, or through it once more."""
+    """What a layer makes goes through its norm, and another way besides."""
 
-    def __init__(self, past: str) -> None:
+    def __init__(self, way: str) -> None:
         super().__init__()
-        self.a, self.norm, self.b, self.past = nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Linear(12, 3), past
+        self.a, self.norm, self.b, self.way = nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Linear(12, 3), way
 
     def forward(self, x: Tensor) -> Tensor:
         made = self.a(x)
-        read = self.b(F.relu(self.norm(made)))
-        if self.past == "called":
-            return read + self.b(F.relu(self.norm(self.a(2 * x))))
-        return read + self.b(F.relu(made if self.past == "past" else self.norm(F.leaky_relu(made))))
+        ways: dict[str, Callable[[], Tensor]] = {
+            "called twice": lambda: self.norm(self.a(2 * x)),
+            "past the norm": lambda: made,
+            "again through the norm": lambda: self.norm(F.leaky_relu(made)),
+            "unseen": lambda: F.linear(2 * x, self.a.weight, self.a.bias),
+        }
+        return self.b(F.relu(self.norm(made))) + self.b(F.relu(ways[self.way]()))
 
 
-@pytest.mark.parametrize("past", ["past", "called"])
-def test_a_layer_that_is_read_past_its_norm_is_refused_and_one_called_twice_is_not(past: str) -> None:
+def twice(way: str) -> tuple[Any, Tensor]:
     torch.manual_seed(2)
-    net, x = Twice(past).double().eval(), torch.randn(7, 6).double()
+    net = Twice(way).double().eval()
     random_norms(net)
+    return net, torch.randn(7, 6).double()
+
+
+@pytest.mark.parametrize("way", ["called twice", "unseen"])
+def test_a_layer_called_twice_merges_and_one_whose_weights_are_used_past_its_norm_is_refused(way: str) -> None:
+    net, x = twice(way)
     plant(net.a, net.norm, SCALED)
     whole = net(x)
-    if past == "past":
+    if way == "unseen":
         with pytest.raises(ValueError, match=r"units of 'a.weight' cannot take over.*exclude=\['a.weight'\]"):
             sc.prune(net, 4 / 12, **call(x))
         assert sc.find_masks(net) is None
@@ -185,10 +194,9 @@ def test_a_layer_that_is_read_past_its_norm_is_refused_and_one_called_twice_is_n
 
 
 @torch.no_grad()
-def test_a_norm_that_reads_other_things_too_has_to_treat_both_alike() -> None:
-    torch.manual_seed(2)
-    net, x = Twice("again").double().eval(), torch.randn(7, 6).double()
-    random_norms(net)
+@pytest.mark.parametrize("way", ["past the norm", "again through the norm"])
+def test_a_norm_of_a_layer_that_goes_elsewhere_too_has_to_treat_both_alike(way: str) -> None:
+    net, x = twice(way)
     for copied, (original, factor) in SCALED.items():
         net.norm.weight[copied], net.norm.running_var[copied] = (
             net.norm.weight[original],
@@ -238,3 +246,42 @@ def test_in_several_calls_and_rounds(rounds: int) -> None:
     torch.testing.assert_close(net(x), whole, rtol=0, atol=1e-10)
     masks.undo()
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+class Shared(nn.Module):
+    """Norms that read a sum of layers, and several layers side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.inner, self.back = (
+            nn.Linear(6, 12),
+            nn.BatchNorm1d(12),
+            nn.Linear(12, 5),
+            nn.Linear(5, 12),
+        )
+        self.other, self.last, self.head = nn.Linear(6, 4), nn.BatchNorm1d(16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        past = self.stem(x)
+        past = past + self.back(F.relu(self.inner(F.relu(self.norm(past)))))
+        return self.head(F.relu(self.last(torch.cat([self.other(x), past], 1))))
+
+
+@torch.no_grad()
+def test_norms_of_a_stream_and_of_layers_side_by_side() -> None:
+    torch.manual_seed(4)
+    net, x = Shared().double().eval(), torch.randn(7, 6).double()
+    random_norms(net)
+    for copied, (original, factor) in SCALED.items():
+        for layer in (net.stem, net.back):
+            layer.weight[copied], layer.bias[copied] = factor * layer.weight[original], factor * layer.bias[original]
+        for norm, first in ((net.norm, 0), (net.last, 4)):
+            one, two = first + copied, first + original
+            norm.weight[one], norm.running_var[one] = norm.weight[two], norm.running_var[two]
+            norm.bias[one], norm.running_mean[one] = factor * norm.bias[two], factor * norm.running_mean[two]
+    whole = net(x)
+    masks = sc.prune(net, 4 / 12, targets="stem", **call(x))
+    kept = masks.unit_masks["stem.weight"]
+    assert int(kept[[2, 7, 9]].sum()) == int(kept[[5, 11]].sum()) == int(kept[[0, 3]].sum()) == 1
+    torch.testing.assert_close(net(x), whole, rtol=0, atol=1e-10)
+    torch.testing.assert_close(sc.shrink(net, example_inputs=x)(x), whole, rtol=0, atol=1e-10)

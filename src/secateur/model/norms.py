@@ -8,19 +8,20 @@ stream) and any factor per channel stays beside the rows: two units are multiple
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 from secateur.core.unit_rows import side_by_side
 from secateur.model.evidence.companions import bias_names, bias_of
 from secateur.model.evidence.gate_places import Seen, seen_between
-from secateur.model.graph.examples import as_examples, call
+from secateur.model.graph.examples import as_examples, call, tensors_in
 from secateur.model.graph.trace import tensor_names
 from secateur.model.names import clean_name
 from secateur.model.quietly import quietly
@@ -59,19 +60,63 @@ def norms_behind(root: nn.Module, layout: Layout, example_inputs: Any) -> dict[s
     if not any(_is_line(module) for module in owners.values()):
         return {}
     runs: list[Seen] = []
-    with quietly(root):
+    layers = dict.fromkeys(module for module, _ in makers.values())
+    with quietly(root), _Past(root, layers) as past:
         for example in as_examples(example_inputs):
-            runs.append(seen_between(root, {module for module, _ in makers.values()}, lambda e=example: call(root, e)))
+            runs.append(seen_between(root, layers, lambda e=example: call(root, e)))
     paths = {module: path for path, module in root.named_modules()}
     found: dict[str, str] = {}
     for name, (module, member) in makers.items():
-        norms = {run.norm_of(output) for run in runs for output in run.made[module]}
+        made = [(run, output) for run in runs for output in run.made[module]]
+        norms = {None if past.reads(output) else run.norm_of(output) for run, output in made}
         norm = norms.pop() if len(norms) == 1 else None
-        rows = all(output.dim() == 2 for run in runs for output in run.made[module]) or isinstance(module, _ConvNd)
+        rows = all(output.dim() == 2 for _, output in made) or isinstance(module, _ConvNd)
         alone = all(as_made for run in runs for _, as_made, reader in run.read if reader is norm)
         if norm is not None and _is_line(norm) and rows and alone and norm.num_features == member.shape[member.dim]:
             found[name] = paths[norm]
     return found
+
+
+@final
+class _Past(TorchFunctionMode):
+    """Sees what layers make go anywhere but into a batch norm: back onto a residual stream, say."""
+
+    def __init__(self, root: nn.Module, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self._made: dict[int, Tensor] = {}
+        self._past: set[int] = set()
+        self._inside = 0
+        self._handles = [layer.register_forward_hook(self._remember) for layer in layers]
+        for norm in filter(_is_line, root.modules()):
+            self._handles += [norm.register_forward_pre_hook(self._enter), norm.register_forward_hook(self._leave)]
+
+    def reads(self, output: Tensor) -> bool:
+        """Whether something else than a norm made a tensor of an output."""
+        return id(output) in self._past
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        read = (
+            [id(one) for one in tensors_in((args, kwargs or {})) if id(one) in self._made] if not self._inside else []
+        )
+        result = func(*args, **(kwargs or {}))
+        if read and next(tensors_in(result), None) is not None:
+            self._past.update(read)
+        return result
+
+    def __exit__(self, *error: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        super().__exit__(*error)
+
+    def _remember(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            self._made[id(output)] = output
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self._inside += 1
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._inside -= 1
 
 
 def with_norms(root: nn.Module, layout: Layout, evidence: Evidence, behind: Mapping[str, str]) -> dict[str, Tensors]:
