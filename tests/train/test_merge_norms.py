@@ -160,13 +160,14 @@ class Twice(nn.Module):
     def __init__(self, way: str) -> None:
         super().__init__()
         self.a, self.norm, self.b, self.way = nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Linear(12, 3), way
+        self.other = nn.Linear(6, 12)
 
     def forward(self, x: Tensor) -> Tensor:
         made = self.a(x)
         ways: dict[str, Callable[[], Tensor]] = {
             "called twice": lambda: self.norm(self.a(2 * x)),
             "past the norm": lambda: made,
-            "again through the norm": lambda: self.norm(F.leaky_relu(made)),
+            "others through the norm": lambda: self.norm(F.leaky_relu(self.other(x))),
             "unseen": lambda: F.linear(2 * x, self.a.weight, self.a.bias),
         }
         return self.b(F.relu(self.norm(made))) + self.b(F.relu(ways[self.way]()))
@@ -194,7 +195,7 @@ def test_a_layer_called_twice_merges_and_one_whose_weights_are_used_past_its_nor
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("way", ["past the norm", "again through the norm"])
+@pytest.mark.parametrize("way", ["past the norm", "others through the norm"])
 def test_a_norm_of_a_layer_that_goes_elsewhere_too_has_to_treat_both_alike(way: str) -> None:
     net, x = twice(way)
     for copied, (original, factor) in SCALED.items():
@@ -202,7 +203,8 @@ def test_a_norm_of_a_layer_that_goes_elsewhere_too_has_to_treat_both_alike(way: 
             net.norm.weight[original],
             net.norm.running_var[original],
         )
-        for tensor in (net.a.weight, net.a.bias, net.norm.bias, net.norm.running_mean):
+        layers = (net.a.weight, net.a.bias, net.other.weight, net.other.bias)
+        for tensor in (*layers, net.norm.bias, net.norm.running_mean):
             tensor[copied] = factor * tensor[original]
     whole = net(x)
     sc.prune(net, 4 / 12, **call(x))

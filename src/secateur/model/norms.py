@@ -2,8 +2,8 @@
 
     row = s w,    bias = s (b - mean) + beta,    s = gamma / sqrt(var + eps)
 
-That is of a norm that reads what one layer makes and nothing else. Any other (behind the activation, on a residual
-stream) and any factor per channel stays beside the rows: two units are multiples if it treats both alike.
+That is of a norm that reads what layers make and nothing else, where nothing else reads it. Any other (behind the
+activation, on a residual stream) and any factor per channel stays beside the rows: two units are multiples if it treats both alike.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Planted", "norms_behind", "other_rows", "planted", "with_norms"]
 
 
 def norms_behind(root: nn.Module, layout: Layout, example_inputs: Any) -> dict[str, str]:
-    """Which batch norm with running statistics reads exactly what a layer makes.
+    """Which batch norm with running statistics, and nothing besides, reads exactly what a layer makes.
 
     Args:
         root: an unwrapped module, run once for each example.
