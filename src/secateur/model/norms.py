@@ -3,7 +3,8 @@
     row = s w,    bias = s (b - mean) + beta,    s = gamma / sqrt(var + eps)
 
 That is of a norm that reads what layers make and nothing else, where nothing else reads it. Any other (behind the
-activation, on a residual stream) and any factor per channel stays beside the rows: two units are multiples if it treats both alike.
+activation, on a residual stream) and any factor per channel stays beside the rows: two units are multiples if it
+treats both alike.
 """
 
 from __future__ import annotations
