@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -190,6 +190,9 @@ class CriterionEntry:
         reference: authors, year, arXiv.
         merge: for criteria whose removed units others can take over: rows of units (``core/unit_rows``) by name,
             ``kept`` (bool [units]) and ``removed`` (numbers) to the partner and the factor of each removed unit.
+            ``weight`` and ``bias`` come with batch norms folded in, for the scores of such a pruning too.
+        fit: for criteria whose removed units others stand in for by least squares where they are read:
+            ``(covariance, mean, kept)`` of what a layer reads to the fits (``core/criteria/correlated``).
         elementwise: without settings each score follows from the evidence at the same place alone, so that pieces of
             a tensor may be scored by themselves, and more than once.
     """
@@ -203,6 +206,7 @@ class CriterionEntry:
     units: frozenset[str] | None = None
     batches: int = 1
     merge: Callable[..., tuple[Tensor, Tensor]] | None = None
+    fit: Callable[[Tensor, Tensor, Tensor], Any] | None = None
     rounds: int = 1
     regrow: bool = False
     update: Update | None = None

@@ -201,8 +201,10 @@ def test_merge_changes_what_reads_the_channels_and_is_refused_by_others(run: Run
     kept = bundle.masks["0.weight"]
     assert torch.equal(bundle.tensors["0.weight"], dense["0.weight"] * kept[:, None])
     assert not torch.equal(bundle.tensors["2.weight"][:, kept], dense["2.weight"][:, kept])
+    prune(run, *method, "--criterion", "activation_correlation")
+    assert not torch.equal(load(nets / "sparse.safetensors").tensors["2.bias"], dense["2.bias"])
     result = run("prune", "--model", "nets:make", *method, "-o", "f", code=2)
-    assert "'cosine', 'srinivas_babu' do" in " ".join(result.output.split())
+    assert "'cosine', 'srinivas_babu', 'activation_correlation' do" in " ".join(result.output.split())
 
 
 def test_rounds_without_data_and_updates_with_it(run: Run, nets: Path) -> None:

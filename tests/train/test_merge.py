@@ -160,23 +160,42 @@ def test_orthogonal_units_have_no_heir() -> None:
     assert torch.equal(net[2].weight[:, kept], before[:, kept])
 
 
-_NORMS = [nn.BatchNorm1d(12), nn.BatchNorm1d(12, affine=False)]
+_NO_LINE = nn.BatchNorm1d(12, track_running_stats=False)  # by the batch: whatever the multiple, it is divided away
+_LAYER = itertools.product(["cosine", "srinivas_babu"], [nn.LayerNorm(12)])
 
 
 @pytest.mark.parametrize(
-    ("criterion", "between"),
-    [("cosine", nn.GELU()), ("cosine", nn.Tanh()), *itertools.product(["cosine", "srinivas_babu"], _NORMS)],
+    ("criterion", "between"), [("cosine", nn.GELU()), ("cosine", nn.Tanh()), ("cosine", _NO_LINE), *_LAYER]
 )
 def test_where_it_cannot_be_exact_it_is_refused(criterion: str, between: nn.Module) -> None:
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(6, 12), between, nn.ReLU(), nn.Linear(12, 3))
-    if isinstance(between, nn.BatchNorm1d):
-        with torch.no_grad():
-            between.running_mean.uniform_(-1, 1)
-            between.running_var.uniform_(0.5, 2)
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    options: dict[str, Any] = {"example_inputs": torch.randn(2, 6), "exact": not isinstance(between, nn.LayerNorm)}
     with pytest.raises(ValueError, match=r"units of '0.weight' cannot take over .* exclude=\['0.weight'\]"):
-        sc.prune(net, 0.5, criterion=criterion, unit="channel", example_inputs=torch.randn(2, 6), merge=True)
+        sc.prune(net, 0.5, criterion=criterion, unit="channel", merge=True, **options)
+    assert sc.find_masks(net) is None
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+class _Summed(nn.Module):
+    """Units that are added up, so that no weight reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(x) + torch.relu(self.a(x)).sum(-1, keepdim=True)
+
+
+def test_units_that_no_weight_reads_are_refused() -> None:
+    net, x = _Summed(), torch.randn(2, 6)
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"merge=True: no weight reads the units of 'a.weight'.*exclude=\['a.weight'\]"
+    ):
+        sc.prune(net, 0.5, criterion="cosine", unit="channel", example_inputs=x, merge=True)
     assert sc.find_masks(net) is None
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
 
@@ -185,7 +204,9 @@ def test_bad_questions_are_answered_in_words() -> None:
     net, x = _dense()
     net, x = net.double(), x.double()
     for criterion in ("l2", "weight_correlation", sc.combine({"cosine": 1.0}), lambda weight: weight):
-        with pytest.raises(ValueError, match=r"does not say which unit takes over.*'cosine', 'srinivas_babu' do"):
+        with pytest.raises(
+            ValueError, match=r"which unit takes over.*'cosine', 'srinivas_babu', 'activation_corr\w+' do"
+        ):
             sc.prune(net, 0.5, criterion=criterion, unit="channel", example_inputs=x, merge=True)
     with pytest.raises(ValueError, match="take unit='channel'"):
         sc.prune(net, 0.5, criterion="cosine", unit="filter", merge=True)

@@ -247,3 +247,10 @@ def test_residual_channels_have_the_mean_of_their_norms() -> None:
         net.nb.weight.copy_(torch.tensor([5.0, 0.0, 0.5]))
     (found,) = sc.score(net, "bn_scale", unit="channel", example_inputs=X).values()
     assert found.tolist() == [3.0, 1.0, 1.75]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_norm_behind_the_activation_is_not_that_of_the_layer(inplace: bool) -> None:
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace), nn.BatchNorm1d(4)), torch.randn(5, 3)
+    with pytest.raises(ValueError, match=r"no batch norm with scales stands behind the layer '0.weight'"):
+        sc.score(net, "bn_scale", unit="filter", targets="0", data=x)

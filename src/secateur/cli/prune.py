@@ -42,7 +42,9 @@ Batches: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Batches to 
 Init: TypeAlias = Annotated[Path | None, typer.Option(help="Weights before training, for criteria that compare.")]
 Merge: TypeAlias = Annotated[
     bool,
-    typer.Option("--merge", help="Kept units take over what is read of removed ones; cosine, srinivas_babu, channels."),
+    typer.Option(
+        "--merge", help="Kept channels take over for removed ones: cosine, srinivas_babu, activation_correlation."
+    ),
 ]
 Rounds: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="Decide in rounds, with new evidence in each; else as the criterion says.")

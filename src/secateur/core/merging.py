@@ -14,11 +14,12 @@ def parallel_partners(weight: Tensor, bias: Tensor, *, kept: Tensor, removed: Te
     """The kept row of the smallest angle, biases included, and ``c = ||v_removed|| / ||v_kept||``.
 
     Exact where ``v_removed = c v_kept`` with c > 0 and what lies between is positively homogeneous (ReLU, leaky ReLU,
-    pooling). Nobody takes over rows that are orthogonal or opposed to all kept ones: c = 0.
+    pooling). Nobody takes over rows that are orthogonal or opposed to all kept ones: c = 0. The catalogue excludes
+    batch norms; here ``v`` is what a norm in eval mode makes of the row, so that one may stand between.
 
     Args:
-        weight: ``[1, units, fan-in]``.
-        bias: ``[1, units, producers]``.
+        weight: ``[1, units, fan-in]``, batch norms folded in.
+        bias: ``[1, units, n]``: one per producer, batch norms folded in, and what else tells units apart.
         kept: bool ``[units]``.
         removed: numbers of the units that go.
 
@@ -47,8 +48,8 @@ def equal_partners(weight: Tensor, bias: Tensor, *, kept: Tensor, removed: Tenso
     Exact where the rows are equal and nothing between tells the two units apart.
 
     Args:
-        weight: ``[1, units, fan-in]``.
-        bias: ``[1, units, producers]``.
+        weight: ``[1, units, fan-in]``, batch norms folded in.
+        bias: ``[1, units, n]``: one per producer, batch norms folded in, and what else tells units apart.
         kept: bool ``[units]``.
         removed: numbers of the units that go.
 

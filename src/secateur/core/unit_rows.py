@@ -20,7 +20,7 @@ from secateur.core.canonical import grouped_shape, to_grouped, wide
 from secateur.core.unit_channel import Channel, owned_rows
 from secateur.types import KeyLayout, Member, Tensors, Unit
 
-__all__ = ["ROW_KINDS", "unit_rows"]
+__all__ = ["ROW_KINDS", "side_by_side", "unit_rows"]
 
 ROW_KINDS = frozenset({"weight", "bias", "bn_scale", "outgoing"})
 """Evidence that comes as rows of units; other evidence of level "unit" has one number per output of a layer."""
@@ -32,7 +32,8 @@ def unit_rows(kind: str, tensors: Tensors, key: str, layout: KeyLayout, unit: Un
     Args:
         kind: one of ``ROW_KINDS``.
         tensors: the evidence: parameter name -> tensor; for a filter's ``bias`` and ``bn_scale`` ``[outputs]`` under
-            the name of the layer's weight.
+            the name of the layer's weight. The bias of a channel may stand under the name of its producer too, in
+            its shape but for axes of length 1.
         key: parameter or group.
         layout: of it.
         unit: filter or channel.
@@ -59,7 +60,7 @@ def unit_rows(kind: str, tensors: Tensors, key: str, layout: KeyLayout, unit: Un
     members = _members(kind, tensors, layout, unit)
     if missing := [member.name for member in members if member.name not in tensors]:
         raise ValueError(f"group {key!r} is scored by {kind!r} of {missing[0]!r}, which is not among the evidence")
-    rows = [_side_by_side(tensors[member.name], member, layout.shape[0]) for member in members]
+    rows = [side_by_side(tensors[member.name], member, layout.shape[0]) for member in members]
     return torch.cat(rows, 1)[None] if rows else torch.zeros(1, layout.shape[0], 0)
 
 
@@ -68,11 +69,20 @@ def _members(kind: str, tensors: Tensors, layout: KeyLayout, unit: Channel) -> t
         return unit.members(layout)
     if kind == "outgoing":
         return tuple(member for member in layout.members if member.part == "in")
-    return tuple(member for member in layout.members if member.part == "follows" and member.name in tensors)
+    return tuple(member for member in layout.members if member.part in ("out", "follows") and member.name in tensors)
 
 
-def _side_by_side(tensor: Tensor, member: Member, units: int) -> Tensor:
-    """[units, positions * elements]; zeros where a unit has fewer positions than another."""
+def side_by_side(tensor: Tensor, member: Member, units: int) -> Tensor:
+    """What a tensor has of each unit.
+
+    Args:
+        tensor: as a member says.
+        member: its axis and owners.
+        units: how many there are.
+
+    Returns:
+        ``[units, positions * elements]``; zeros where a unit has fewer positions than another.
+    """
     rows, owner = owned_rows(wide(tensor), member)
     order = owner.argsort(stable=True)
     counts = torch.bincount(owner, minlength=units)

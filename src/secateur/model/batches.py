@@ -17,6 +17,7 @@ __all__ = [
     "limited",
     "loss_of",
     "loss_of_output",
+    "rereadable",
     "to_device",
 ]
 
@@ -53,6 +54,16 @@ def limited(data: Iterable[Batch] | tuple[Any, Any] | Mapping[str, Tensor], batc
             "data yielded no batch. A generator that was used before is empty: give the loader itself, "
             "a list of batches, or one (inputs, labels) pair"
         )
+
+
+def rereadable(data: Any, batches: int) -> Any:
+    """Data that can be read more than once: the first batches of an iterator in a list, other data as they are.
+
+    Example:
+        >>> rereadable(iter([torch.zeros(1), torch.ones(1)]), 1)
+        [tensor([0.])]
+    """
+    return list(limited(data, batches)) if isinstance(data, Iterator) else data  # pyright: ignore[reportUnknownArgumentType]
 
 
 def loss_of(model: nn.Module, batch: Batch, loss: LossFunction | None, step: StepFunction | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,13 @@ from secateur.model.batches import StepFunction, forward_of, limited, to_device
 from secateur.model.edited import dense_model, edit
 from secateur.model.evidence.covariance import CrossSums, by_unit
 from secateur.model.evidence.gate_hooks import Stand, reader_stands
+from secateur.model.graph.trace import tensor_names
 from secateur.model.masks import Masks
 from secateur.model.quietly import quietly
+from secateur.model.sharding import is_sharded
+from secateur.types import Layout, Tensors
 
-__all__ = ["merge_activations"]
+__all__ = ["fitted_values", "merge_activations"]
 
 
 def merge_activations(
@@ -32,7 +35,8 @@ def merge_activations(
     layer without a bias has no place for beta, and gets the least squares through the origin.
 
     Fits of a layer do not know of the merges before it; what an earlier merge, refit or scaling made of its weights is
-    made anew from the dense ones. ``masks.undo()`` takes the merge back too.
+    made anew from the dense ones. ``masks.undo()`` takes the merge back too. ``sc.prune(..., merge=True)`` does the
+    same within the pruning, by ``activation_correlation``.
 
     Args:
         masks: of unit ``channel``, with their removed values.
@@ -66,22 +70,55 @@ def merge_activations(
         )
     if masks.edited is None:
         raise ValueError("the removed values are gone (commit() was called, or prune(..., undo=False)): merge before")
-    if data is None:
-        raise ValueError("channels are merged by what layers read: give data= (a loader, or one batch)")
-    root = masks.model
-    layout = {name: key for name, key in masks.layout.items() if not bool(masks.unit_masks[name].all())}
-    readers = reader_stands(root, layout)
     with dense_model(masks):
-        sums = _read(root, readers, data, step, batches)
-        tensors = dict(root.named_parameters())
-        values: dict[str, Tensor] = {}
-        found: dict[tuple[str, str], Fits] = {}
-        for stand in readers:
-            at = stand.gate, stand.label
-            if at in sums:
-                found[at] = _merged(stand, masks.unit_masks[stand.gate], sums[at], tensors, values)
+        values, found = fitted_values(
+            masks.model, masks.layout, masks.unit_masks, data, fit_removed, step=step, batches=batches
+        )
     edit(masks, values)
     return found
+
+
+def fitted_values(
+    root: nn.Module,
+    layout: Layout,
+    unit_masks: Tensors,
+    data: Any,
+    fit: Callable[[Tensor, Tensor, Tensor], Fits],
+    *,
+    step: StepFunction | None = None,
+    batches: int = 10,
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], Fits]]:
+    """What reads removed channels, as it is when kept ones stand in for them; nothing is changed.
+
+    Args:
+        root: an unwrapped module, with all that is to be handed on still in it.
+        layout: groups.
+        unit_masks: group -> bool [units], what stays.
+        data: batches.
+        fit: covariances and means of what a layer reads, and what is kept, to fits.
+        step: ``step(model, batch)`` for batches of another shape.
+        batches: how many to read.
+
+    Returns:
+        Parameter name -> values in its shape; (group, weight that reads it) -> fits, by numbers of units.
+
+    Raises:
+        ValueError: without data, for groups that a layer without plain inputs reads, and for sharded models.
+    """
+    if data is None:
+        raise ValueError("channels are merged by what layers read: give data= (a loader, or one batch)")
+    readers = reader_stands(root, {name: key for name, key in layout.items() if not bool(unit_masks[name].all())})
+    tensors = tensor_names(root)
+    if sharded := [stand.label for stand in readers if is_sharded(tensors[stand.label])]:
+        raise ValueError(f"{sharded[0]!r} is sharded; merge before fully_shard")
+    sums = _read(root, readers, data, step, batches)
+    values: dict[str, Tensor] = {}
+    found: dict[tuple[str, str], Fits] = {}
+    for stand in readers:
+        at = stand.gate, stand.label
+        if at in sums:
+            found[at] = _merged(stand, unit_masks[stand.gate], sums[at], fit, tensors, values)
+    return values, found
 
 
 def _read(
@@ -126,7 +163,12 @@ def _listening(
 
 
 def _merged(
-    stand: Stand, kept: Tensor, sums: CrossSums, tensors: Mapping[str, Tensor], values: dict[str, Tensor]
+    stand: Stand,
+    kept: Tensor,
+    sums: CrossSums,
+    fit: Callable[[Tensor, Tensor, Tensor], Fits],
+    tensors: Mapping[str, Tensor],
+    values: dict[str, Tensor],
 ) -> Fits:
     """New weight and bias of one reader, into ``values``."""
     assert stand.owner is not None  # of a reader
@@ -135,7 +177,7 @@ def _merged(
     mean, moments = sums.mean().cpu(), sums.covariance().cpu()
     if bias not in tensors:
         moments, mean = moments + torch.outer(mean, mean), torch.zeros_like(mean)
-    fits = fit_removed(moments, mean, kept[units])
+    fits = fit(moments, mean, kept.cpu()[units])
     weight = values.get(stand.label, tensors[stand.label].detach()).double()
     new, offset = weight.clone(), torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
     places = [torch.nonzero(stand.owner == unit).flatten().to(weight.device) for unit in units]

@@ -22,16 +22,20 @@ from secateur.core import (
 from secateur.core.bit_masks import BitMasks, all_kept
 from secateur.core.schedules import geometric
 from secateur.core.unit_channel import Channel, evidence_layout
+from secateur.model.batches import rereadable
 from secateur.model.evidence import EXAMPLE_KINDS, Source, collect
 from secateur.model.masked import masked
 from secateur.model.masks import Masks
+from secateur.model.merge_activations import fitted_values
+from secateur.model.merging import check_merge, merged_values
 from secateur.model.names import find_parameter, unwrap
+from secateur.model.norms import norms_behind, with_norms
 from secateur.model.ranks import ranks_of
 from secateur.model.sharding import full, share_from_first_rank
 from secateur.train.plan import Plan
 from secateur.types import CriterionEntry, Evidence, KeyLayout, Unit
 
-__all__ = ["choose_masks", "choose_with_update", "to_trace"]
+__all__ = ["choose_masks", "choose_with_merge", "choose_with_update", "to_trace"]
 
 
 def choose_masks(
@@ -41,6 +45,8 @@ def choose_masks(
     source: Source,
     layout: Mapping[str, KeyLayout],
     before: Masks | None = None,
+    *,
+    behind: Mapping[str, str] | None = None,
 ) -> Mapping[str, Tensor]:
     """Evidence to unit masks, the same on every rank; the model is not changed.
 
@@ -55,6 +61,7 @@ def choose_masks(
         source: of the evidence.
         layout: the targets.
         before: masks so far; what they removed stays removed.
+        behind: batch norms that count as part of the layers before them (``norms_behind``).
 
     Returns:
         Parameter or group name -> bool mask in the unit's grid.
@@ -65,7 +72,8 @@ def choose_masks(
     root, unit, regrow = unwrap(model), plan.parsed_unit, regrows(plan.criterion)
     previous = None if before is None else _so_far(before, unit, layout)
     if plan.rounds_each == 1:
-        return _decide(model, plan, sparsity, _evidence(model, plan, source, layout, sparsity), layout, previous)
+        evidence = _evidence(model, plan, source, layout, sparsity, behind=behind)
+        return _decide(model, plan, sparsity, evidence, layout, previous)
     weights = {name: full(find_parameter(root, name)).detach() for name in evidence_layout(unit, layout)}
     dense = {"weight": {name: weight.clone() for name, weight in weights.items()}} if regrow else {}
     count = plan.rounds_each
@@ -75,10 +83,53 @@ def choose_masks(
         due = geometric(index / count, gone, sparsity) if gone < sparsity else sparsity
         hidden = nullcontext() if masks is None else masked(root, unit.expand(masks, layout))
         with hidden:
-            evidence = {**_evidence(model, plan, source, layout, due), **dense}
+            evidence = {**_evidence(model, plan, source, layout, due, behind=behind), **dense}
             masks = _decide(model, plan, due, evidence, layout, previous if regrow else masks)
     assert masks is not None  # at least two rounds
     return masks
+
+
+def choose_with_merge(
+    model: nn.Module,
+    plan: Plan,
+    sparsity: float,
+    source: Source,
+    layout: Mapping[str, KeyLayout],
+    before: Masks | None = None,
+) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+    """Unit masks, and new values of what reads the units, as kept ones take over; the model is not changed.
+
+    By rows, pairs and their factors are those of units as the batch norms behind them pass them on. By least squares,
+    what layers read is that of the model as it stands, so that what earlier masks took has nothing to hand on.
+
+    Args:
+        model: as the user gave it.
+        plan: the choices.
+        sparsity: due now.
+        source: of the evidence, and of what is read; its example goes through the model.
+        layout: the targets, groups.
+        before: masks so far; what they removed stays removed.
+
+    Returns:
+        Unit masks, and parameter name -> values in its shape.
+
+    Raises:
+        ValueError: for criteria that do not merge, groups in which merging by rows cannot be exact, and data-parallel
+            models whose processes would fit to their own data.
+    """
+    root, entry = unwrap(model), check_merge(plan.criterion, plan.parsed_unit)
+    if entry.fit is not None:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                "merge=True fits weights in every process to its own data; prune before wrapping the model"
+            )
+        source = replace(source, data=rereadable(source.data, source.batches))  # for the scores, and for the fits
+        masks = choose_masks(model, plan, sparsity, source, layout, before)
+        how: dict[str, Any] = {"step": source.step, "batches": source.batches}
+        return masks, fitted_values(root, layout, masks, source.data, entry.fit, **how)[0]
+    behind = norms_behind(root, layout, source.example)
+    masks = choose_masks(model, plan, sparsity, source, layout, before, behind=behind)
+    return masks, merged_values(root, entry, layout, masks, source.example, behind)
 
 
 def choose_with_update(
@@ -144,10 +195,12 @@ def _evidence(
     layout: Mapping[str, KeyLayout],
     sparsity: float,
     more: tuple[str, ...] = (),
+    behind: Mapping[str, str] | None = None,
 ) -> Evidence:
     kinds = tuple(dict.fromkeys((*evidence_needed(plan.criterion), *more)))
     known = replace(source, density=1.0 - sparsity)
-    return collect(model, kinds, layout, plan.parsed_unit, known, settings_needed(plan.criterion))
+    found = collect(model, kinds, layout, plan.parsed_unit, known, settings_needed(plan.criterion))
+    return with_norms(unwrap(model), layout, found, behind) if behind else found
 
 
 def _decide(

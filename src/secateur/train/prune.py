@@ -22,11 +22,11 @@ from secateur.model.edited import checked, edit
 from secateur.model.evidence import Source, collect
 from secateur.model.group_targets import find_layout
 from secateur.model.masks import Masks, find_masks, register_masks
-from secateur.model.merging import check_merge, merged_values
+from secateur.model.merging import check_merge
 from secateur.model.names import unwrap
 from secateur.model.removal.registry import carry_mark
 from secateur.model.selectors import Selector
-from secateur.train.deciding import choose_masks, choose_with_update, to_trace
+from secateur.train.deciding import choose_masks, choose_with_merge, choose_with_update, to_trace
 from secateur.train.plan import Plan
 from secateur.types import KeyLayout, Reduce, Unit
 
@@ -161,10 +161,14 @@ def prune(
         reduce: how weight scores pool to unit scores; None: as the criterion says.
         min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay; None: no such floor.
         seed: of the noise that random criteria read.
-        merge: kept units take the outgoing weights of removed ones over, for criteria that say how (``cosine``,
-            ``srinivas_babu``) and unit ``channel``. Exact where a removed unit, bias included, is a positive multiple
-            of a kept one (``srinivas_babu``: is equal to it), else an approximation; refused where it could not be
-            exact even then, as behind a batch norm or GELU.
+        merge: kept units take the outgoing weights of removed ones over, for unit ``channel`` and criteria that say
+            how. ``activation_correlation``: by least squares of what is read, on ``data`` in eval mode, as
+            ``model.merge_activations`` does. ``cosine`` and ``srinivas_babu``: by rows, exact where a removed unit,
+            bias included, is a positive multiple of a kept one (``srinivas_babu``: is equal to it), else an
+            approximation; refused where it could not be exact even then, as behind a GELU. There a unit is what the
+            batch norm directly behind its layer makes of it in eval mode, for the scores too, and eval mode is what
+            "exact" is said of: in train mode a norm goes by its batch. A batch norm or a factor per channel elsewhere
+            has to treat both units alike.
         rounds: decide in so many rounds, with new evidence in each and the same share of what is left going each time;
             None: as the criterion's table says (SynFlow 100, FORCE 10, most 1).
         update: move the kept weights along, for criteria that say how (``obs``, ``woodfisher``); ``masks.undo()`` puts
@@ -216,7 +220,8 @@ def _prune_once(
     undo: bool,
 ) -> Any:
     unit = plan.parsed_unit
-    merging = check_merge(plan.criterion, unit) if merge else None
+    if merge:
+        check_merge(plan.criterion, unit)
     traced = to_trace(plan.criterion, unit, example_inputs)
     layout = find_layout(model, plan.targets, plan.exclude, unit, traced, exact)
     before = find_masks(model)
@@ -226,12 +231,12 @@ def _prune_once(
             f"by unit {unit.spec!r}, or prune by the same unit again"
         )
     values: dict[str, Tensor] = {}
-    if update:
+    if merge:
+        unit_masks, values = choose_with_merge(model, plan, plan.final, source, layout, before)
+    elif update:
         unit_masks, values = choose_with_update(model, plan, plan.final, source, layout, before)
     else:
         unit_masks = choose_masks(model, plan, plan.final, source, layout, before)
-    if merging is not None:
-        values = merged_values(unwrap(model), merging, layout, unit_masks, example_inputs)
     if not inplace:
         pruned = copy.deepcopy(model)
         carry_mark(model, pruned)

@@ -29,7 +29,8 @@ def activation_correlation(activation_covariance: Tensor, *, absolute: bool = Fa
     Constant units go first, with 0: they have no correlation, and their mean can be folded. Then, of the pair with the
     greatest r among all that are left, the unit with the smaller variance (of equal ones the later), until one is
     left, with 2. Distances never fall on the way, so the scores are the order, and compare between layers. Of two
-    copies exactly one goes early, where a score of each unit by its nearest neighbour would remove both.
+    copies exactly one goes early, where a score of each unit by its nearest neighbour would remove both. With
+    ``merge=True`` kept channels stand in for removed ones by least squares (``merge_activations``).
 
     Args:
         activation_covariance: [channels, channels].
@@ -141,5 +142,6 @@ ROWS: Mapping[str, CriterionEntry] = {
         "Babaeizadeh et al. 2016, arXiv 1611.06211",
         units=frozenset({"channel", "filter"}),
         batches=10,
+        fit=fit_removed,
     ),
 }

@@ -62,7 +62,8 @@ def cosine(weight: Tensor, bias: Tensor, *, absolute: bool = False, with_bias: b
 
     Again and again the nearest pair loses its smaller row (of equal ones the later), so that of two duplicates one
     goes. Rows of zeros go first (-1), the one left over last (3). Anti-parallel rows (D = 2) are far apart, they
-    complement each other.
+    complement each other. Rows are weights as they stand; where units are merged (``merge=True``), with the batch norm
+    behind the layer folded in.
 
     Args:
         weight: ``[groups, units, fan-in]``.
@@ -115,7 +116,8 @@ def srinivas_babu(weight: Tensor, bias: Tensor, outgoing: Tensor) -> Tensor:
 
     W is the row with its bias, ``a_b`` the outgoing weights, ``<>`` their mean. Again and again the b of the smallest s
     goes (of equal ones the later) and a takes its outgoing weights over, ``a_a += a_b``, which later saliencies see.
-    ``merge=True`` does that to the network. The formula is from memory, not verified.
+    ``merge=True`` does that to the network, and W is then what a batch norm behind the layer makes of it; else the
+    weights as they stand. The formula is from memory, not verified.
 
     Args:
         weight: ``[1, units, fan-in]``.

@@ -21,7 +21,7 @@ from secateur.model.quietly import quietly
 from secateur.model.sharding import full
 from secateur.types import KeyLayout, Layout
 
-__all__ = ["COMPANION_KINDS", "bias_names", "companions"]
+__all__ = ["COMPANION_KINDS", "bias_names", "bias_of", "companions"]
 
 COMPANION_KINDS: Mapping[str, str] = {
     "bias": "the biases of the layers that make the units",
@@ -69,12 +69,17 @@ def bias_names(layout: Layout, tensors: Mapping[str, Tensor]) -> list[str]:
         Names, each once, of those that there are.
     """
     makers = (member.name for key in layout.values() for member in key.members if member.part == "out")
-    names = (_bias_of(maker)[0] for maker in makers)
+    names = (bias_of(maker)[0] for maker in makers)
     return list(dict.fromkeys(name for name in names if name in tensors))
 
 
-def _bias_of(weight: str) -> tuple[str, int | None]:
-    """The name of a weight's bias, and which third of it, if not all."""
+def bias_of(weight: str) -> tuple[str, int | None]:
+    """The name of a weight's bias, and which third of it, if not all.
+
+    Example:
+        >>> bias_of("conv.weight")
+        ('conv.bias', None)
+    """
     path, dot, leaf = weight.rpartition(".")
     if leaf in _SEPARATE:
         return f"{path}{dot}in_proj_bias", _SEPARATE.index(leaf)
@@ -86,7 +91,7 @@ def _biases(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, key in layout.items():
         groups, outputs, *_ = grouped_shape(key)
-        bias, third = _bias_of(name)
+        bias, third = bias_of(name)
         if bias not in tensors:
             found[name] = torch.zeros(groups * outputs, device=tensors[name].device)
             continue

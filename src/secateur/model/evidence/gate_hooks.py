@@ -69,7 +69,7 @@ def reader_stands(root: nn.Module, layout: Layout) -> list[Stand]:
         readers = [member for member in key.members if member.part == "in"]
         if not readers:
             raise ValueError(
-                f"group {group!r} is read by no weight, so there is no place for a gate; exclude=[{group!r}]"
+                f"group {group!r} is read by no weight, so nobody sees what is read of it; exclude=[{group!r}]"
             )
         for member in readers:
             module = owners.get(member.name.rpartition(".")[0])
@@ -83,8 +83,9 @@ def _reading(module: nn.Module | None, member: Member) -> tuple[nn.Module, int]:
     )
     if module is None or not plain or member.dim != 1:
         raise ValueError(
-            f"{member.name!r} reads the gated units and belongs to a {type(module).__name__}; gates stand before "
-            "linear layers and convolutions without groups. Exclude the group, or take gate_taylor or taylor"
+            f"{member.name!r} reads the units and belongs to a {type(module).__name__}; what is read can be seen at "
+            "linear layers and convolutions without groups. Exclude the group, or take a criterion that looks at the "
+            "layers that make the units, such as gate_taylor or cosine"
         )
     return module, -1 if isinstance(module, nn.Linear) else 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +14,61 @@ from secateur.model.names import clean_name
 from secateur.model.targets import known_weights
 from secateur.types import KeyLayout, Layout
 
-__all__ = ["channels_of", "gate_layout", "gate_places", "not_once"]
+__all__ = ["Seen", "channels_of", "gate_layout", "gate_places", "not_once", "seen_between"]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What went from layers to batch norms in one run.
+
+    Attributes:
+        made: layer -> its outputs, call by call; the tensors themselves: the id of one that died is soon another's.
+        read: what each call of a norm read, whether that is ``made`` by a layer and unchanged since, and the norm.
+    """
+
+    made: dict[nn.Module, list[Tensor]]
+    read: list[tuple[Tensor, bool, nn.Module]]
+
+    def norm_of(self, output: Tensor) -> nn.Module | None:
+        """The first norm that read an output as the layer made it."""
+        return next((norm for tensor, as_made, norm in self.read if tensor is output and as_made), None)
+
+
+@torch.no_grad()
+def seen_between(model: nn.Module, layers: Iterable[nn.Module], run: Callable[[], Any]) -> Seen:
+    """Run a model once and look at layers and at the batch norms that read what they make.
+
+    Args:
+        model: the unwrapped module.
+        layers: of it.
+        run: runs the model once.
+    """
+    seen = Seen({module: [] for module in layers}, [])
+    versions: dict[int, tuple[Tensor, int]] = {}
+
+    def remember(module: nn.Module, _: Any, output: Any) -> None:
+        seen.made[module].append(output)
+        if isinstance(output, Tensor):
+            versions[id(output)] = output, _version(output)
+
+    def reading(module: nn.Module, inputs: Any) -> None:
+        known = versions.get(id(inputs[0]))  # another version: a ReLU in place, say, was there first
+        seen.read.append((inputs[0], known is not None and known[1] == _version(inputs[0]), module))
+
+    handles = [module.register_forward_hook(remember) for module in seen.made]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    handles += [norm.register_forward_pre_hook(reading) for norm in norms]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def gate_layout(model: nn.Module, layout: Layout) -> dict[str, KeyLayout]:
@@ -76,30 +132,13 @@ def gate_places(model: nn.Module, layout: Layout, run: Any) -> dict[str, tuple[n
             raise ValueError(
                 f"{name!r} belongs to a {type(module).__name__}; gates stand at linear and convolution layers"
             )
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    outputs: dict[nn.Module, list[Tensor]] = {module: [] for module in layers.values()}
-    readers: list[tuple[Any, nn.Module]] = []  # the tensors themselves: the id of one that died is soon another's
-
-    def remember(module: nn.Module, _: Any, output: Any) -> None:
-        outputs[module].append(output)
-
-    def reading(module: nn.Module, inputs: Any) -> None:
-        readers.append((inputs[0], module))
-
-    handles = [m.register_forward_hook(remember) for m in outputs]
-    handles += [m.register_forward_pre_hook(reading) for m in norms]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    seen = seen_between(model, layers.values(), run)
     places: dict[str, tuple[nn.Module, int]] = {}
     for name, module in layers.items():
-        seen = outputs[module]
-        if len(seen) != 1:
-            raise ValueError(not_once(name, len(seen)))
-        place = next((norm for tensor, norm in readers if tensor is seen[0]), module)
+        made = seen.made[module]
+        if len(made) != 1:
+            raise ValueError(not_once(name, len(made)))
+        place = seen.norm_of(made[0]) or module
         places[name] = (place, -1 if isinstance(module, nn.Linear) else 1)
     return places
 
