@@ -265,6 +265,17 @@ def test_refusals() -> None:
         lost.undo()
 
 
+def test_data_parallel_wrappers_are_refused() -> None:
+    model = _seeded(_linear)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(ValueError, match=r"inside DistributedDataParallel.*permute model\.module before"):
+            sc.permute_channels(wrapped, example_inputs=torch.randn(4, 6).double())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_files_of_a_permuted_model_are_those_of_its_class(tmp_path: Any) -> None:
     model, x, done = _permuted()
     assert find_removal(model) is None
