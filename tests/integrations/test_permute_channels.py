@@ -12,6 +12,7 @@ from tests.integrations.hf_models import auto_logits, inputs, logits, make
 
 STREAM = {"llama": "model.embed_tokens.weight", "bert": "bert.embeddings.word_embeddings.weight"}
 MLP = {"llama": "model.layers.1.mlp.gate_proj.weight", "bert": "bert.encoder.layer.1.intermediate.dense.weight"}
+VALUES = {"llama": "model.layers.1.self_attn.v_proj.weight", "bert": "bert.encoder.layer.0.attention.self.value.weight"}
 
 
 @pytest.mark.parametrize("name", STREAM)
@@ -19,11 +20,13 @@ def test_a_transformer_says_what_it_did_and_keeps_more(name: str, tmp_path: Path
     model, given = make(name), inputs(name)
     said, before = logits(model, given), {key: value.clone() for key, value in model.state_dict().items()}
     done = sc.permute_channels(model, sc.NM(2, 4), example_inputs=given, criterion="ria", data=[given])
-    assert {STREAM[name], MLP[name]} <= set(done.orders)
+    assert {STREAM[name], MLP[name], VALUES[name]} <= set(done.orders)
     layers = {one.name: one for one in done.layers}
+    heads = layers[VALUES[name].replace("v_proj", "o_proj").replace("self.value", "output.dense")]
+    assert heads.after > heads.before
     reader = MLP[name].replace("gate_proj", "down_proj").replace("intermediate.dense", "output.dense")
     assert layers[reader].after > 1.01 * layers[reader].before
-    assert all("attention" in why or "output" in why for why in done.left.values())
+    assert all(any(part in why for part in ("output", "buffer", "no layer", "no better")) for why in done.left.values())
     assert torch.allclose(logits(model, given), said, atol=1e-5)
     assert torch.allclose(auto_logits(model, given, tmp_path), said, atol=1e-5)
     scores = sc.score(model, "ria", data=[given])

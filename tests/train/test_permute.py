@@ -203,7 +203,7 @@ def test_what_cannot_move_says_why() -> None:
     done = sc.permute_channels(model, sc.NM(2, 4), example_inputs=x, exclude="d.weight")
     assert "the buffer 'scale' is not in the state dict" in done.left["a.weight"]
     assert done.left["c.weight"] == "no layer that is scored reads it in groups of 4"
-    assert "lies inside attention" in done.left["attention.in_proj_weight out"]
+    assert done.left["attention.in_proj_weight"] == "no better order was found"  # heads of four places, one group each
     assert "output of the model" in done.left["d.weight out"]
     assert torch.allclose(model(x), y)
 
@@ -213,6 +213,8 @@ def test_wrong_groups_are_caught_on_a_copy(monkeypatch: pytest.MonkeyPatch) -> N
 
     def wrong(self: Learned, *args: Any, **kwargs: Any) -> Groups:
         found = known(self, *args, **kwargs)
+        if "stem.0.weight" not in found:
+            return found
         group = found["stem.0.weight"]
         members = tuple(member for member in group.members if member.name != "stem.1.running_mean")
         return replace(found, found={**found, "stem.0.weight": replace(group, members=members)})

@@ -93,7 +93,7 @@ class Reordering:
     """The groups of a model whose units may change places, each seen to, on a copy.
 
     A layer norm or a mean over channels does not mind their order, so these groups may be reordered though they could
-    not lose a unit exactly.
+    not lose a unit exactly. Inside attention the places of all heads change alike.
 
     Args:
         root: an unwrapped module; it is not changed.
@@ -114,7 +114,7 @@ class Reordering:
         self._probes = Probes(root, learned.smaller(examples), batches=(1,), shared=learned.shares)
         self._expected = list(self._probes.expected(root))
         self._expected += [(example, outputs_of(root, example)) for example in examples]
-        found = learned.groups(root, "channel", exact=False)
+        found = _with_heads(learned.groups(root, "channel", exact=False), learned.groups(root, "head_dim", exact=False))
         self.left: dict[str, str] = {**_unmovable(root, found), **found.frozen}
         self.groups: dict[str, Group] = {name: group for name, group in found.items() if name not in self.left}
         generator = torch.Generator().manual_seed(0)
@@ -144,6 +144,15 @@ class Reordering:
         middle = len(names) // 2
         self._leave_what_matters(names[:middle], orders)
         self._leave_what_matters(names[middle:], orders)
+
+
+def _with_heads(channels: Groups, places: Groups) -> Groups:
+    """Channels, and inside attention the places of all heads alike."""
+    moved = {f"{member.name} out" for group in places.values() for member in group.members if member.part == "out"}
+    inside = {name if name not in channels else f"{name}#heads": group for name, group in places.items()}
+    return Groups(
+        {**channels.found, **inside}, {axis: why for axis, why in channels.frozen.items() if axis not in moved}
+    )
 
 
 def _unmovable(root: nn.Module, groups: Groups) -> dict[str, str]:
