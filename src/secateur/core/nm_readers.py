@@ -95,13 +95,12 @@ def order_for(
     order = best_order(matrix, slots, pattern.keep, sweeps=sweeps)
     if bool((order == torch.arange(len(order))).all()):
         return None, _AS_GOOD
-    both = [
-        (kept_by_pattern(now, layout[one.name], pattern), kept_by_pattern(then, layout[one.name], pattern))
-        for one in readers
-        for now in [scores[one.name]]
-        for then in [stood_anew(now, layout[one.name], one.places, order)]
-    ]
-    if not sum(then for _, then in both) > sum(now for now, _ in both):
+    before, after = 0.0, 0.0
+    for one in readers:
+        now, key = scores[one.name], layout[one.name]
+        before += kept_by_pattern(now, key, pattern)
+        after += kept_by_pattern(stood_anew(now, key, one.places, order), key, pattern)
+    if not after > before:
         return None, _AS_GOOD
     return order, ""
 
