@@ -33,6 +33,7 @@ from secateur.train.compress import Compressed, Goal, Stage, compress
 from secateur.train.loop.fit import fit
 from secateur.train.loop.snapshot import Snapshot
 from secateur.train.loop.training import Training
+from secateur.train.permute import Permutation, permute_channels
 from secateur.train.recalibrate import recalibrate
 from secateur.train.recovery import dense_sparse_dense, prune_rounds, recover, scratch, tickets
 from secateur.train.sensitivity import Sensitivity, sensitivity
@@ -62,6 +63,7 @@ __all__ = [
     "Layout",
     "Masks",
     "PackedModel",
+    "Permutation",
     "Plan",
     "Pruner",
     "Reconstruction",
@@ -93,6 +95,7 @@ __all__ = [
     "measure",
     "open_attention",
     "pack",
+    "permute_channels",
     "print_table",
     "prune",
     "prune_rounds",

@@ -53,7 +53,7 @@ CRITERION_ROWS = {  # name -> evidence, may scores be negative
     "mean_activation": (("activation_mean",), False),
     "apoz": (("activation_zeros",), False),
     "wanda": (("weight", "input_norm"), False),
-    "ria": (("weight", "input_norm"), False),
+    "ria": (("weight", "input_norm", "input_sum", "output_sum"), False),
     "activation_entropy": (("activation_pooled",), False),
     "hrank": (("activation_rank",), False),
     "activation_correlation": (("activation_covariance",), False),
@@ -92,7 +92,7 @@ PER_UNIT = {"gate_grad_sq", "gate_example_abs", "gate_example_sq", "gate_change_
 PER_UNIT |= {"activation_mean", "activation_zeros", "activation_rank", "unit_macs", "top_dependency"}
 OF_EXAMPLES = {"contribution_gram", "activation_pooled", "activation_max", "activation_covariance", "labels"}
 PER_GROUP = {"contribution_gram", "reader_gate_abs"}
-POSITIVE = {"grad_abs", "grad_sq", "input_norm", "fisher_diagonal", "loss_change_sq"}
+POSITIVE = {"grad_abs", "grad_sq", "input_norm", "input_sum", "output_sum", "fisher_diagonal", "loss_change_sq"}
 POSITIVE |= {"inverse_hessian_diagonal", "inverse_fisher_diagonal", "macs"}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

@@ -106,6 +106,8 @@ def test_elementwise_criteria_decide_as_their_whole_scores_do(name: str, previou
         kind: {key: torch.randint(-3, 4, shape, generator=generator).float() for key, shape in shapes.items()}
         for kind in needs(CRITERIA[name].function)
     }
+    for kind in {"input_norm", "input_sum", "output_sum"} & set(made):  # which are above 0 where a weight is
+        made[kind] = {key: 1.0 + tensor.abs() for key, tensor in made[kind].items()}
     made["weight"] = {k: torch.randn(s, generator=generator) for k, s in shapes.items()}
     made["weight"]["b"] = made["weight"]["b"].to(memory_format=torch.channels_last)
     unit, _ = parse_unit("weight")

@@ -8,7 +8,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-__all__ = ["cholesky", "split", "unique"]
+__all__ = ["cholesky", "chunks", "split", "unique"]
+
+
+def chunks(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Consecutive pieces along the first axis, of so many rows each."""
+    return cast("tuple[Tensor, ...]", tensor.split(size))  # pyright: ignore[reportUnknownMemberType]
 
 
 def split(flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:

@@ -145,7 +145,7 @@ def prune(
         criterion: what scores the units.
         unit: what is removed together.
         allocation: how many units each parameter, or group, keeps.
-        within: ``"tensor"``, ``"row"``, or ``NM(keep=2, of=4)``.
+        within: ``"tensor"``, ``"row"``, or ``NM(keep=2, of=4)``, which loses less behind ``sc.permute_channels``.
         targets: what to prune; for unit ``channel`` the groups whose producers are named. None: the default targets,
             or all groups.
         exclude: what of that stays dense.

@@ -30,6 +30,7 @@ from secateur.core.units import parse_unit
 from secateur.model.edited import EditedValues, edit
 from secateur.model.evidence.inputs import InputSums
 from secateur.model.evidence.stages import Stage
+from secateur.model.evidence.weight_sums import SUM_KINDS
 from secateur.model.masks import Masks
 from secateur.model.names import find_parameter
 from secateur.model.registry import forget_masks
@@ -39,7 +40,7 @@ from secateur.types import NM, KeyLayout
 
 __all__ = ["STAGE_KINDS", "Backup", "Job", "LayerError", "kept_so_far", "solve"]
 
-STAGE_KINDS = frozenset({"weight", "input_norm", "gram"})
+STAGE_KINDS = frozenset({"weight", "input_norm", "gram", *SUM_KINDS})
 """Evidence that is read anew at every stage."""
 
 
@@ -103,7 +104,7 @@ def solve(job: Job, sums: InputSums, stage: Stage) -> list[LayerError]:
     grams = {name: sums.evidence("gram", name, torch.device("cpu")) for name in stage.names}
     pairs = {name: _pairs(gram, sums.seen(name)) for name, gram in grams.items()} if job.biases is not None else {}
     grams |= {name: both.now for name, both in pairs.items()}
-    chosen = _choose(job, grams, stage)
+    chosen = _choose(job, sums, grams, stage)
     errors, masks, values = list[LayerError](), dict[str, Tensor](), dict[str, Tensor]()
     for name in stage.names:
         key, gram = job.layout[name], grams[name]
@@ -153,7 +154,7 @@ def _solved(job: Job, name: str, weight: Tensor, gram: Tensor, kept: Tensor) -> 
         raise ValueError(f"{name!r}: {error}") from error
 
 
-def _choose(job: Job, grams: Mapping[str, Tensor], stage: Stage) -> dict[str, Tensor]:
+def _choose(job: Job, sums: InputSums, grams: Mapping[str, Tensor], stage: Stage) -> dict[str, Tensor]:
     """The masks of a stage before its solver runs."""
     layout = {name: job.layout[name] for name in stage.names}
     so_far = {name: kept_so_far(job.before, name, key) for name, key in layout.items()}
@@ -162,17 +163,19 @@ def _choose(job: Job, grams: Mapping[str, Tensor], stage: Stage) -> dict[str, Te
     unit, kinds = parse_unit("weight")[0], evidence_needed(job.criterion)
     evidence = {kind: {n: t for n, t in found.items() if n in layout} for kind, found in job.evidence.items()}
     for kind in STAGE_KINDS.intersection(kinds):
-        evidence[kind] = {name: _evidence(job, kind, name, grams[name]) for name in layout}
+        evidence[kind] = {name: _evidence(job, sums, kind, name, grams[name]) for name in layout}
     scores = score_units(job.criterion, evidence, layout, unit)
     return select(scores, job.keep or {}, within=job.within, layout=layout, previous=so_far)
 
 
-def _evidence(job: Job, kind: str, name: str, gram: Tensor) -> Tensor:
+def _evidence(job: Job, sums: InputSums, kind: str, name: str, gram: Tensor) -> Tensor:
     weight, key = job.dense[name], job.layout[name]
     if kind == "weight":
         return weight
     if kind == "gram":
         return gram.to(weight.device)
+    if kind in SUM_KINDS:
+        return sums.weight_sum(kind, name, weight)
     rows = to_groups(weight.cpu(), gram, key).shape[1]
     norms = gram.diagonal(dim1=1, dim2=2).sqrt()[:, None].expand(-1, rows, -1)
     return from_groups(norms, key).to(weight.device)

@@ -1,4 +1,7 @@
-"""Criteria that read the inputs of layers: ``input_norm``, the norm of the inputs that each weight multiplies."""
+"""Criteria that read the inputs of layers: ``input_norm``, the norm of the inputs that each weight multiplies.
+
+Which weights share an output or an input, evidence says: a criterion never has to know how a layer stores them.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +39,17 @@ def wanda(weight: Tensor, input_norm: Tensor) -> Tensor:
     return wide(weight).abs() * input_norm.to(wide(weight).dtype)
 
 
-def ria(weight: Tensor, input_norm: Tensor, *, a: float = 0.5) -> Tensor:
+def ria(weight: Tensor, input_norm: Tensor, input_sum: Tensor, output_sum: Tensor, *, a: float = 0.5) -> Tensor:
     """Relative importance and activation, ``s_ij = (|w_ij| / sum_i |w_ij| + |w_ij| / sum_j |w_ij|) ||x_j||_2^a``.
 
-    Rows are outputs, columns all else; of a convolution, each position of the kernel is a column. The channel
-    permutation that the paper adds for n:m patterns is not done.
+    Rows ``i`` are outputs, columns ``j`` the inputs that they read: of a convolution one for each place of the kernel,
+    of a grouped one only the outputs of a group read its inputs. ``sc.permute_channels`` is the paper's other half.
 
     Args:
-        weight: parameter ``[outputs, inputs, ...]``.
+        weight: parameter, any shape.
         input_norm: root of the sum of squares of the inputs that each weight multiplies, shaped like ``weight``.
+        input_sum: ``sum_i |w_ij|`` over the outputs that read the weight's input, shaped like ``weight``.
+        output_sum: ``sum_j |w_ij|`` over all weights of its output, shaped like ``weight``.
         a: power of the norm, 0 or more; 0 leaves the inputs out.
 
     Returns:
@@ -54,7 +59,9 @@ def ria(weight: Tensor, input_norm: Tensor, *, a: float = 0.5) -> Tensor:
         ValueError: for a negative power.
 
     Example:
-        >>> ria(torch.tensor([[1.0, 1.0], [3.0, 0.0]]), torch.tensor([[4.0, 1.0], [4.0, 1.0]])).tolist()
+        >>> weight, norm = torch.tensor([[1.0, 1.0], [3.0, 0.0]]), torch.tensor([[4.0, 1.0], [4.0, 1.0]])
+        >>> down, across = weight.sum(0).expand(2, 2), weight.sum(1, keepdim=True).expand(2, 2)
+        >>> ria(weight, norm, down, across).tolist()
         [[1.5, 1.5], [3.5, 0.0]]
 
     Reference:
@@ -63,11 +70,9 @@ def ria(weight: Tensor, input_norm: Tensor, *, a: float = 0.5) -> Tensor:
     if a < 0:
         raise ValueError(f"ria(a={a}): the power of the inputs' norm is 0 or more; 0.5 is usual")
     sizes = wide(weight).abs()
-    matrix = sizes.flatten(1)
-    columns, rows = matrix.sum(0, keepdim=True), matrix.sum(1, keepdim=True)
-    zero = torch.zeros((), dtype=matrix.dtype, device=matrix.device)
-    relative = torch.where(matrix > 0, matrix / columns + matrix / rows, zero)
-    return relative.reshape(sizes.shape) * input_norm.to(sizes.dtype) ** a
+    zero = torch.zeros((), dtype=sizes.dtype, device=sizes.device)
+    relative = sizes / input_sum.to(sizes.dtype) + sizes / output_sum.to(sizes.dtype)
+    return torch.where(sizes > 0, relative, zero) * input_norm.to(sizes.dtype) ** a
 
 
 ROWS: Mapping[str, CriterionEntry] = {
@@ -89,5 +94,6 @@ ROWS: Mapping[str, CriterionEntry] = {
         "(|w_ij| / column sum + |w_ij| / row sum) ||x_j||^a",
         "Zhang et al. 2024, ICLR",
         batches=16,
+        elementwise=True,
     ),
 }

@@ -17,22 +17,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.core.canonical import grouped_shape, to_parameter
+from secateur.core.canonical import grouped_shape
 from secateur.model.evidence.columns import rows_of
 from secateur.model.evidence.passes import Found, Pass, Streamable
 from secateur.model.evidence.products import Product, ProductWatch
 from secateur.model.evidence.source import Request
 from secateur.model.evidence.watching import token_mask
+from secateur.model.evidence.weight_sums import SUM_KINDS, from_matrix, weight_sum
 from secateur.model.graph.trace import slow_paths, tensor_names
 from secateur.model.ranks import Ranks
 from secateur.model.sharding import is_sharded
-from secateur.types import KeyLayout, Layout
+from secateur.model.targets import known_weights
+from secateur.types import Layout
 
 __all__ = ["INPUT_KINDS", "InputSums", "Inputs", "refuse_unread", "warn_of_idle"]
 
 INPUT_KINDS: Mapping[str, str] = {
     "input_norm": "per weight: root of the sum of squares of the inputs that it multiplies",
     "gram": "per layer: sum of x x^T over its inputs, [groups, columns, columns]",
+    **SUM_KINDS,
 }
 
 _Key = tuple[str, int, int]
@@ -117,13 +120,34 @@ class InputSums:
             return filled[0][None] if len(filled) == 1 else torch.stack(filled)
         one = torch.ones(columns, dtype=torch.float64)
         norms = [(one if b is None else (b.diagonal() if b.dim() == 2 else b).sqrt()).to(device) for b in blocks]
-        matrix = torch.stack(norms)[:, None].expand(-1, size, -1).reshape(-1, columns)
-        return matrix.reshape(key.shape) if _by_last_axis(key, columns) else to_parameter(matrix, key)
+        return from_matrix(torch.stack(norms)[:, None].expand(-1, size, -1).reshape(-1, columns), key)
+
+    def weight_sum(self, kind: str, name: str, weight: Tensor) -> Tensor:
+        """``input_sum`` or ``output_sum`` of a weight, shaped like it."""
+        key = self._layout[name]
+        columns = self._width(name) if self.seen(name) else math.prod(grouped_shape(key)[2:])
+        return weight_sum(kind, weight, key, columns, self.together(name))
+
+    def together(self, name: str) -> list[tuple[int, int]]:
+        """First row and the row behind the last, of rows that read the same inputs; rows without any, block by block.
+
+        What decides is which rows went into one product, not whether two inputs happened to be equal.
+        """
+        if not self.seen(name):
+            groups, outputs, *_ = grouped_shape(self._layout[name])
+            return [(at * outputs, (at + 1) * outputs) for at in range(groups)]
+        size, blocks = self.blocks(name)
+        found: list[tuple[int, int]] = []
+        behind = 0
+        for first, last in sorted((start, stop) for owner, start, stop in self._slots if owner == name):
+            found += [(gap, gap + size) for gap in range(behind, first, size)]
+            found.append((found.pop()[0], max(behind, last)) if first < behind else (first, last))
+            behind = max(behind, last)
+        return found + [(gap, gap + size) for gap in range(behind, size * len(blocks), size)]
 
     def blocks(self, name: str) -> tuple[int, list[Tensor | None]]:
         """Rows per block of a weight, and the sum of each block (None: it got no inputs); equal sums are one tensor."""
-        columns = self._columns(name)
-        rows = _rows(self._layout[name], (columns - 1) // 2 if self._pairs else columns)
+        rows = math.prod(self._layout[name].shape) // self._width(name)
         ranges = {(start, stop): slot for (owner, start, stop), slot in self._slots.items() if owner == name}
         size = math.gcd(rows, *[edge for both in ranges for edge in both])
         made: dict[tuple[int, ...], Tensor | None] = {(): None}
@@ -151,6 +175,11 @@ class InputSums:
                 f"{name!r} is read as matrices of {sorted(sizes)} columns in one model; exclude=[{name!r}]"
             )
         return sizes.pop()
+
+    def _width(self, name: str) -> int:
+        """Columns of the weight itself."""
+        columns = self._columns(name)
+        return (columns - 1) // 2 if self._pairs else columns
 
     def _sum_of(self, product: Product) -> int:
         version = 0 if product.values.is_inference() else product.values._version
@@ -190,7 +219,9 @@ class Inputs(Streamable):
     """
 
     def __init__(self, request: Request) -> None:
-        self._root, self._kinds, self._layout = request.root, request.kinds, request.weights
+        self._root, self._kinds, known = request.root, request.kinds, known_weights(request.root)
+        # Members of coupled groups are known by their shapes alone, which do not tell how a weight is read.
+        self._layout = {name: known.get(name, key) for name, key in request.weights.items()}
         self._tensors = {name: tensor for name, tensor in tensor_names(request.root).items() if name in self._layout}
         for name, key in self._layout.items():
             if key.kind == "embedding":
@@ -227,11 +258,13 @@ class Inputs(Streamable):
         """Per weight."""
         refuse_unread(self._sums, self._layout, self._unread, self._misread)
         warn_of_idle(self._sums, self._layout)
-        devices = {name: self._tensors[name].device for name in self._layout}
-        return {
-            kind: {name: self._sums.evidence(kind, name, device) for name, device in devices.items()}
-            for kind in self._kinds
-        }
+        return {kind: {name: self._found(kind, name) for name in self._layout} for kind in self._kinds}
+
+    def _found(self, kind: str, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if kind in SUM_KINDS:
+            return self._sums.weight_sum(kind, name, tensor)
+        return self._sums.evidence(kind, name, tensor.device)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, and what could not be read."""
@@ -262,14 +295,6 @@ def warn_of_idle(sums: InputSums, names: Iterable[str]) -> None:
             "more batches with batches=",
             stacklevel=2,
         )
-
-
-def _rows(key: KeyLayout, columns: int) -> int:
-    return math.prod(key.shape) // columns
-
-
-def _by_last_axis(key: KeyLayout, columns: int) -> bool:
-    return key.kind == "linear" or math.prod(grouped_shape(key)[2:]) != columns
 
 
 def _eye(columns: int, device: torch.device) -> Tensor:
