@@ -17,7 +17,7 @@ from secateur.core.units import parse_unit, unit_name
 from secateur.model.batches import LossFunction, StepFunction, limited, to_device
 from secateur.model.edited import dense_values
 from secateur.model.evidence import Source, collect
-from secateur.model.evidence.inputs import warn_of_idle
+from secateur.model.evidence.input_sums import warn_of_idle
 from secateur.model.evidence.stages import Sequential, find_stages, own_biases, stage_grams, stage_pairs
 from secateur.model.graph.trace import tensor_names
 from secateur.model.masks import Masks, find_masks

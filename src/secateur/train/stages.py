@@ -28,7 +28,7 @@ from secateur.core.solvers import (
 )
 from secateur.core.units import parse_unit
 from secateur.model.edited import EditedValues, edit
-from secateur.model.evidence.inputs import InputSums
+from secateur.model.evidence.input_sums import InputSums
 from secateur.model.evidence.stages import Stage
 from secateur.model.evidence.weight_sums import SUM_KINDS
 from secateur.model.masks import Masks

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.model.batches import StepFunction, forward_of
 from secateur.model.edited import holding
-from secateur.model.evidence.inputs import InputSums, refuse_unread
+from secateur.model.evidence.input_sums import InputSums, refuse_unread
 from secateur.model.evidence.products import Product, ProductWatch
 from secateur.model.evidence.watching import token_mask
 from secateur.model.graph.trace import slow_paths, tensor_names
