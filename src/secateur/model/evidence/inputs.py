@@ -43,6 +43,7 @@ class Inputs(Streamable):
             of whole rows with inputs.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from secateur.core.units import parse_unit
         >>> from secateur.model.evidence import Source, collect
