@@ -123,8 +123,8 @@ def write(path: Path, rows: list[list[Any]], sizes: str) -> None:
         "rows": rows,
         "environment": {key: machine[key] for key in ("cpu", "threads", "torch", "secateur")},
         "note": (
-            "Linear layers of the five blocks; embedding and head stay dense. Wanda and RIA choose in each row. Permuted: channels "
-            "are reordered for the pattern first, by the same criterion."
+            "Linear layers of the five blocks; embedding and head stay dense. Wanda and RIA choose in each row. "
+            "Permuted: channels are reordered for the pattern first, by the same criterion."
         ),
     }
     path.parent.mkdir(exist_ok=True)
