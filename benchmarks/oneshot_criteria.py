@@ -45,6 +45,8 @@ TWINS = {
     "channels": {"l0", "large_final", "small_final", "head_importance"},
 }
 """Left out: what is `magnitude` for this unit, or a constant, or for layers that this network has not."""
+SETTINGS = {"lda_dependency": "lda_dependency(top_density=0.5)"}
+"""A budget does not say how many units of the last layer stay."""
 SEEDS = 3
 REFIT, STATISTICS = 4, 16
 """Batches of 128 images."""
@@ -80,8 +82,9 @@ def pruned_weights(dense: nn.Module, name: str, amount: float, train: Data, seed
 
 def pruned_channels(dense: nn.Module, name: str, amount: float, train: Data, seed: int) -> nn.Module:
     """Masked; the widths are those that a budget of multiply-adds leaves, the units go by score."""
-    example, given = train[0][:2], asked(train, CRITERIA[name], seed)
-    small = sc.shrink(dense, example_inputs=example, macs=1 - amount, criterion=name, **given)
+    example, criterion = train[0][:2], SETTINGS.get(name, name)
+    given = asked(train, CRITERIA[name], seed) | {"example_inputs": example}
+    small = sc.shrink(dense, macs=1 - amount, criterion=criterion, **given)
     record = sc.shrinkage(small)
     assert record is not None
     widths = {group.name: group.after for group in record.groups}
@@ -91,10 +94,8 @@ def pruned_channels(dense: nn.Module, name: str, amount: float, train: Data, see
 
     units = sum(group.before for group in record.groups)
     model = copy.deepcopy(dense)
-    sc.prune(
-        model, 1 - sum(widths.values()) / units, criterion=name, unit="channel", example_inputs=example,
-        allocation=as_shrunk, **given,
-    )  # fmt: skip
+    gone = 1 - sum(widths.values()) / units
+    sc.prune(model, gone, criterion=criterion, unit="channel", allocation=as_shrunk, **given)
     return model
 
 
