@@ -166,7 +166,7 @@ def permute_channels(
         step: ``step(model, batch) -> loss`` for batches of another shape.
         batches: how many to read; None: as the criterion's table says.
         mode: train or eval mode of the passes over data.
-        seed: of the noise that random criteria read.
+        seed: of what estimates draw.
         sweeps: of the search, at most; one takes 40 seconds on one core for 4,096 channels read by 4,096 rows.
         optimizer: whose state goes along; the state of one that is not given stays behind and is of no use any more,
             and so are copies of the weights by name (of an average, of an earlier state dict).
