@@ -139,3 +139,23 @@ def test_stage_by_stage_with_what_is_left_of_earlier_layers() -> None:
         score = (size / size.sum(0) + size / size.sum(1, keepdim=True)) * seen.norm(dim=0).sqrt()
         middle = score.sort(dim=1).values[:, score.shape[1] // 2][:, None]
         assert torch.equal(masks[name], score >= middle)
+
+
+class Overlapping(nn.Module):
+    """All rows of a weight in one product, and some of them in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight).sum() + F.linear(2 * x, self.weight[:2]).sum()
+
+
+def test_rows_that_went_into_one_product_stay_together_where_some_also_went_into_another() -> None:
+    torch.manual_seed(0)
+    net, x = Overlapping().double(), torch.randn(5, 4).double()
+    size = net.weight.detach().abs()
+    expected = size / size.sum(0) + size / size.sum(1, keepdim=True)
+    scores = sc.score(net, "ria(a=0)", targets=["weight"], data=x)
+    assert torch.allclose(scores["weight"], expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -129,3 +130,15 @@ def test_zero_weights_do_not_hide_what_is_coupled() -> None:
     small = sc.shrink(model, units={"a.weight": [0, 3]}, example_inputs=case.example(2))
     assert [group.units for group in groups.values()] == [8]
     assert distance(run(small, case.example(3)), run(model, case.example(3))) > 0, "the bias of what went was not zero"
+
+
+@pytest.mark.parametrize("ask", [sc.groups, lambda model, x: sc.permute_channels(model, example_inputs=x)])
+def test_inference_mode_hides_operators_and_is_refused(ask: Callable[..., object]) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 3)
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match=r"inside torch\.inference_mode"),
+    ):
+        ask(model, x)
+    with torch.no_grad():
+        assert ask(model, x)

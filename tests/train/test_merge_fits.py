@@ -231,3 +231,46 @@ def test_processes_that_would_fit_to_their_own_data() -> None:
 
     with pytest.raises(ValueError, match="prune before wrapping the model"):
         sc.prune(Parallel(net), 3 / 6, merge=True, **call(x))
+
+
+class Beside(nn.Module):
+    """Two layers side by side in front of one reader, over tokens of which some are padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.reader = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.reader(torch.relu(torch.cat([self.a(x), self.b(x)], -1)))
+
+
+def test_groups_side_by_side_in_front_of_one_reader_are_merged_both() -> None:
+    torch.manual_seed(0)
+    net, x = Beside().double(), torch.randn(30, 3).double()
+    with torch.no_grad():
+        for layer in (net.a, net.b):
+            layer.weight[3], layer.bias[3] = layer.weight[1], layer.bias[1]
+            layer.weight[2], layer.bias[2] = 0.0, 1.0  # into the bias
+    whole, old = net(x), state(net)
+    options = {**call(x), "targets": None, "allocation": "uniform"}
+    masks = sc.prune(net, 0.5, merge=True, **options)
+    assert [int(mask.sum()) for mask in masks.unit_masks.values()] == [2, 2]
+    torch.testing.assert_close(net(x), whole)
+    masks.undo()
+    assert same(net, old)
+
+
+def test_padding_is_left_out_of_fits() -> None:
+    torch.manual_seed(0)
+    net, x, mask = Beside().double(), torch.randn(6, 5, 3).double(), torch.ones(6, 5, dtype=torch.int64)
+    x[..., 2], mask[:, 3:] = 0.0, 0
+    x[:, 3:, 2] = 9.0 * torch.randn(6, 2).double()  # what only padding tells apart
+    with torch.no_grad():
+        net.a.weight[3], net.a.bias[3] = net.a.weight[1], net.a.bias[1]
+        net.a.weight[3, 2] += 1.0
+    tokens = {"x": x, "attention_mask": mask}
+    whole = net(**tokens)
+    options = {**call(x), "targets": "a", "data": [tokens], "example_inputs": tokens}
+    masks = sc.prune(net, 1 / 4, merge=True, **options)
+    assert int(masks.unit_masks["a.weight"][[1, 3]].sum()) == 1
+    torch.testing.assert_close(net(**tokens)[:, :3], whole[:, :3])

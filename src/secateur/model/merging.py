@@ -24,6 +24,7 @@ from secateur.model.graph.probe import Probes, difference, outputs_of
 from secateur.model.graph.trace import tensor_names
 from secateur.model.graph.twins import copied
 from secateur.model.norms import other_rows, planted, with_norms
+from secateur.model.reorder import places_of
 from secateur.model.sharding import is_sharded
 from secateur.types import CriterionEntry, KeyLayout, Layout, Member, Tensors, Unit
 
@@ -199,15 +200,13 @@ def _probed(root: nn.Module, heirs: Mapping[str, _Heirs], behind: Mapping[str, s
 
 def _positions(member: Member, units: int) -> Tensor:
     """[units, positions of each] along a member's axis."""
-    owner = torch.tensor(member.owner)
-    owned = (owner >= 0).nonzero().squeeze(1)
-    counts = torch.bincount(owner[owned], minlength=units)
-    if bool((counts != counts[0]).any()):
+    places = places_of(member, units)
+    if places is None:
         raise ValueError(
             f"merge=True: units have different numbers of positions in {member.name!r}, so none can take over from "
             "another"
         )
-    return owned[owner[owned].argsort(stable=True)].view(units, -1)
+    return places
 
 
 def _spec(criterion: CriterionLike) -> str:

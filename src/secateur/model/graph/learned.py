@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from secateur.model.graph.examples import Example, resized
@@ -98,7 +99,7 @@ def learn(root: nn.Module, examples: list[Example], *, sure: bool = False, whole
         What the traces said.
 
     Raises:
-        ValueError: if a branch depends on data and there is one example.
+        ValueError: if a branch depends on data and there is one example, and inside ``torch.inference_mode()``.
 
     Example:
         >>> import torch
@@ -109,6 +110,11 @@ def learn(root: nn.Module, examples: list[Example], *, sure: bool = False, whole
         >>> learn(net, [x]).relations.slots == learn(net, [x]).relations.slots
         True
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "a trace does not see operators inside torch.inference_mode(); call this outside of it (torch.no_grad() is "
+            "no hindrance)"
+        )
     look = (_look_of(root), tuple(_inside((tuple(one.args), dict(one.kwargs)), 0) for one in examples))
     known = _LEARNED.get(root)
     if known is not None and known.look == look and not whole and (sure or _holds(known, root, examples)):
