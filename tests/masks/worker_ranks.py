@@ -18,6 +18,7 @@ from torch.optim import SGD
 import secateur as sc
 from secateur.core import parse_unit
 from secateur.model.evidence import Source, collect
+from secateur.model.ranks import OfRanks, ranks_of, ranks_of_world
 from secateur.model.targets import find_targets
 from tests.masks.gloo import expect_same_everywhere
 
@@ -63,6 +64,7 @@ def work(rank: int, folder: Path) -> None:
     errors_of_one_rank(rank)
     alone(rank)
     passes_of_a_training(rank)
+    inside_of_what_a_trainer_wrapped(rank)
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -232,3 +234,19 @@ def passes_of_a_training(rank: int) -> None:
         assert len(pruner.history) == 2
     expect_same_everywhere(found[0])
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
+
+
+def inside_of_what_a_trainer_wrapped(rank: int) -> None:
+    """A callback is given the module inside of DDP, or a part of it: with the ranks it is pruned as the whole is."""
+    data, plan = [x for x, _ in batches()], sc.Plan(sparsity=0.5, criterion="wanda")
+    expected = sc.prune(network(), 0.5, criterion="wanda", data=data, batches=9)
+    wrapped = DistributedDataParallel(nn.Sequential(network()))
+    for ranks in (ranks_of(wrapped), ranks_of_world(wrapped.module)):
+        given = OfRanks(wrapped.module[0], ranks)
+        assert sc.find_masks(given) is None
+        pruner = sc.Pruner(given, plan, own(rank, data), batches=9)
+        pruner.step()
+        expect_same_everywhere(dict(pruner.masks))
+        assert all(torch.equal(pruner.masks[name], expected[name]) for name in expected)
+        assert pruner.masks.model is wrapped.module[0], "the wrapper is looked through"
+        pruner.masks.undo()

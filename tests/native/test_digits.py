@@ -104,6 +104,9 @@ def test_refusals() -> None:
     for shift, prefix in ((16, 3), (0, None)):
         with pytest.raises(ValueError, match=r"the highest 16 bits begin at 16 and have no prefix"):
             native.count_digits(torch.ones(2), shift, prefix, counts)
+    for wrong in (counts.int(), counts[:-1], torch.zeros(2 * native.BINS, dtype=torch.int64)[::2]):
+        with pytest.raises(ValueError, match=r"counts: expected contiguous int64 \[65536\] on the CPU, got"):
+            native.count_digits(torch.ones(2), 16, None, wrong)
     if core is not None:
         with pytest.raises(ValueError, match="floats of 4 or 8 bytes"):
             core.active.digits(0, 2, 0, 0, 0, 0)

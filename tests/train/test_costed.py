@@ -184,3 +184,12 @@ def test_what_cannot_be_counted_or_weighed_is_refused() -> None:
     table = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
     with pytest.raises(ValueError, match="is an embedding: it is looked up"):
         sc.score(table, lambda weight, macs: weight / macs, targets="0", data=torch.zeros(2, dtype=torch.long))
+
+
+def test_strides_paddings_and_dilations_that_differ_by_axis() -> None:
+    """Inputs of 5 x 9: (5 + 2 - 2 - 1) // 2 + 1 = 3 rows and (9 - 6 - 1) // 1 + 1 = 3 columns of outputs."""
+    net = nn.Conv2d(1, 2, (2, 3), stride=(2, 1), padding=(1, 0), dilation=(2, 3))
+    assert net(torch.zeros(1, 1, 5, 9)).shape[2:] == (3, 3)
+    unit = parse_unit("weight")[0]
+    found = collect(net, ["macs"], find_targets(net), unit, Source(torch.zeros(4, 1, 5, 9)))["macs"]["weight"]
+    assert torch.equal(found, torch.full((2, 1, 2, 3), 9.0, dtype=F64))

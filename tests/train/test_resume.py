@@ -47,6 +47,13 @@ def test_a_checkpoint_of_another_plan_is_refused():
         two.load_state_dict(one.state_dict())
 
 
+def test_rounds_of_one_plan_alone_are_named():
+    plain, rounds = Pruner(mlp(), Plan(0.8)), Pruner(mlp(), Plan(0.8, rounds=3))
+    for one, other in ((plain, rounds), (rounds, plain)):
+        with pytest.raises(ValueError, match="another plan; it differs in rounds"):
+            one.load_state_dict(other.state_dict())
+
+
 def test_a_plan_that_cannot_be_written_down_still_resumes():
     def start(criterion: object) -> Pruner:
         return Pruner(mlp(), Plan(0.5, criterion=criterion, targets=nn.Linear, schedule="linear", end=4))  # type: ignore[arg-type]

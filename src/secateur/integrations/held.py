@@ -19,6 +19,7 @@ from secateur.model.batches import to_device
 from secateur.model.masks import Masks
 from secateur.model.names import find_parameter, unwrap
 from secateur.model.packed import unpack_units
+from secateur.model.ranks import OfRanks, Ranks
 from secateur.model.registry import find_masks
 from secateur.model.sharding import is_sharded
 from secateur.model.streaming import STREAMED_KINDS
@@ -40,6 +41,7 @@ class Held:
         self._choices = choices
         self._options = dict(options)
         self._root: Callable[[], nn.Module | None] = lambda: None
+        self._shared: OfRanks | None = None
         self._clock: Optimizer | None = None
         self._handles: list[Any] = []
         self._counted: tuple[Mapping[str, Tensor], float] | None = None
@@ -71,6 +73,7 @@ class Held:
         optimizers: Sequence[Optimizer],
         steps: int | None,
         state: Mapping[str, Any] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Take over at the beginning of training, or in its middle.
 
@@ -79,6 +82,7 @@ class Held:
             optimizers: all of them; the first that owns masked parameters is the clock.
             steps: optimizer steps of the whole training; None: unknown.
             state: of a checkpoint whose weights and optimizers are loaded already.
+            ranks: that train it together, which decide by what all of them saw; None: this process alone.
 
         Raises:
             ValueError: for a plan that does not fit the model or the checkpoint; without a plan for a model
@@ -88,14 +92,16 @@ class Held:
         made = find_masks(model) is None
         try:
             if not self.knows(model):
-                self._make(model, steps, state)
+                self._make(model, steps, state, ranks or Ranks())
+            elif self._shared is not None:
+                self._shared.ranks = ranks or Ranks()  # of this fit
             if state is not None:
                 self.load_state_dict(state)
             self._attach(optimizers)
         except BaseException:
             if made and self.masks is not None and self.knows(model):
                 self.masks.undo()  # the model is as it was given
-                self.masks = self.pruner = None
+                self.masks = self.pruner = self._shared = None
             raise
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,13 +149,14 @@ class Held:
         init = None if state["init"] is None else beside(state["init"])
         return {**state, "stream": {**state["stream"], "sums": sums}, "init": init}
 
-    def _make(self, model: nn.Module, steps: int | None, state: Mapping[str, Any] | None) -> None:
+    def _make(self, model: nn.Module, steps: int | None, state: Mapping[str, Any] | None, ranks: Ranks) -> None:
         root = unwrap(model)
         plan = self._choices.plan_for(steps)
         if plan is not None:
             device = next((parameter.device for parameter in root.parameters()), torch.device("cpu"))
             options = {**self._options, "example_inputs": to_device(self._options.get("example_inputs"), device)}
-            self.pruner = Pruner(model, plan, **options)
+            self._shared = OfRanks(root, ranks)
+            self.pruner = Pruner(self._shared, plan, **options)
             self.masks, self._root = self.pruner.masks, ref(root)
             if steps is not None and plan.last > steps:
                 warnings.warn(
@@ -167,7 +174,7 @@ class Held:
                     "it first (sc.prune), put its masks back (load_masks(model, folder)), or give a plan, "
                     "e.g. SecateurCallback(sparsity=0.8, begin=0.1, end=0.7)"
                 )
-            self.masks, self.pruner, self._root = masks, None, ref(root)
+            self.masks, self.pruner, self._root, self._shared = masks, None, ref(root), None
 
     def _attach(self, optimizers: Sequence[Optimizer]) -> None:
         root = self._root()

@@ -15,6 +15,7 @@ from secateur.integrations.choices import Choices, Moment
 from secateur.integrations.held import Held, stored_masks
 from secateur.model.batches import LossFunction, StepFunction
 from secateur.model.masks import Masks
+from secateur.model.ranks import ranks_of
 from secateur.train.plan import Plan
 from secateur.train.pruner import Pruner
 
@@ -136,7 +137,8 @@ class SecateurCallback(Callback):
                 "this checkpoint was saved without SecateurCallback, so its plan has no clock to go on with. Begin a "
                 "new fit from its weights (load_from_checkpoint), or resume as it was"
             )
-        self._held.start(self._part, trainer.optimizers, known, state)
+        wrapped = trainer.strategy.model  # the LightningModule, in DDP where there are several processes
+        self._held.start(self._part, trainer.optimizers, known, state, ranks_of(wrapped))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the sparsity."""

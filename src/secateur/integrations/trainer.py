@@ -17,11 +17,13 @@ from secateur.integrations.mask_files import load_masks, save_masks
 from secateur.io.atomic import replacing
 from secateur.model.batches import LossFunction, StepFunction
 from secateur.model.masks import Masks
+from secateur.model.ranks import ranks_of_world
 from secateur.train.plan import Plan
 from secateur.train.pruner import Pruner
 
 try:
     from transformers import TrainerCallback
+    from transformers.training_args import ParallelMode
 except ImportError as error:
     raise ImportError("SecateurCallback is for the Trainer of transformers: pip install secateur[hf]") from error
 
@@ -136,7 +138,9 @@ class SecateurCallback(TrainerCallback):
         if getattr(args, "deepspeed", None):
             raise ValueError("DeepSpeed keeps the weights in parts of its own, which masks cannot reach; train without")
         found = self._saved_state(args, state) if state.global_step > 0 else None
-        self._held.start(given["model"], [given["optimizer"]], state.max_steps, found)
+        model = given["model"]  # the one inside of DDP; what else trains in several processes is refused
+        ranks = ranks_of_world(model) if args.parallel_mode is ParallelMode.DISTRIBUTED else None
+        self._held.start(model, [given["optimizer"]], state.max_steps, found, ranks)
         self._token = secrets.token_hex(8)  # of this run: tells its checkpoints from older ones in the same folder
         folder = str(Path(args.output_dir).resolve())
         state.stateful_callbacks[_KEY] = {"args": {}, "attributes": {"token": self._token, "folder": folder}}

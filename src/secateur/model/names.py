@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 __all__ = ["aliases", "canonical_names", "clean_name", "find_parameter", "parameters_by_name", "unwrap", "wrappers"]
 
-_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
-"""Attributes under which ``torch.compile`` and ``CheckpointWrapper`` keep the module they wrap."""
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_of_ranks")
+"""Attributes under which ``torch.compile``, ``CheckpointWrapper`` and ``OfRanks`` keep the module they wrap."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:

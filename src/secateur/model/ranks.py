@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from secateur.model.names import wrappers
+from secateur.model.names import unwrap, wrappers
 
-__all__ = ["Ranks", "ranks_of"]
+__all__ = ["OfRanks", "Ranks", "ranks_of", "ranks_of_world"]
 
 
 @final
@@ -124,8 +124,28 @@ class Ranks:
         return found
 
 
+@final
+class OfRanks(nn.Module):
+    """A module, or a part of one, that a trainer holds inside its ``DistributedDataParallel``, with the ranks of that.
+
+    A wrapper like others: looked through everywhere, and asked for its ranks by ``ranks_of``.
+
+    Args:
+        model: the module inside; wrappers are looked through.
+        ranks: over which it is data-parallel.
+
+    Example:
+        >>> ranks_of(OfRanks(nn.Linear(2, 2), Ranks())).several
+        False
+    """
+
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+        super().__init__()
+        self._of_ranks, self.ranks = unwrap(model), ranks
+
+
 def ranks_of(model: nn.Module) -> Ranks:
-    """The ranks over which a model is data-parallel: those of its ``DistributedDataParallel``.
+    """The ranks over which a model is data-parallel: those of its ``DistributedDataParallel``, or of ``OfRanks``.
 
     Args:
         model: as the user gave it. A sharded model is one process here: its gradients are averaged as they are made.
@@ -135,8 +155,27 @@ def ranks_of(model: nn.Module) -> Ranks:
         False
     """
     for one in wrappers(model):
+        if isinstance(one, OfRanks):
+            return one.ranks
         if isinstance(one, nn.parallel.DistributedDataParallel):
-            device = next(one.parameters()).device
             group: Any = one.process_group
-            return Ranks(group, device if "nccl" in dist.get_backend(group) else None)
+            return _of_group(group, one)
     return Ranks()
+
+
+def ranks_of_world(model: nn.Module) -> Ranks:
+    """All processes of the default group, for a model that is data-parallel over them and does not say so itself.
+
+    Example:
+        >>> ranks_of_world(nn.Linear(2, 2)).several
+        False
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return Ranks()
+    group: Any = dist.group.WORLD
+    return _of_group(group, model)
+
+
+def _of_group(group: dist.ProcessGroup, model: nn.Module) -> Ranks:
+    device = next(model.parameters()).device
+    return Ranks(group, device if "nccl" in dist.get_backend(group) else None)

@@ -47,7 +47,7 @@ def count_digits(values: Tensor, shift: int, prefix: int | None, counts: Tensor)
         How many floats have more than the prefix above; 0 for the highest 16 bits.
 
     Raises:
-        ValueError: for other types, and for a prefix where there is nothing above, or none where there is.
+        ValueError: for other types and counts, and for a prefix where there is nothing above, or none where there is.
 
     Example:
         >>> counts = torch.zeros(BINS, dtype=torch.int64)
@@ -61,6 +61,11 @@ def count_digits(values: Tensor, shift: int, prefix: int | None, counts: Tensor)
     highest = 8 * values.itemsize - 16
     if (prefix is None) != (shift == highest):
         raise ValueError(f"shift={shift}, prefix={prefix}: the highest 16 bits begin at {highest} and have no prefix")
+    if counts.dtype != torch.int64 or counts.shape != (BINS,) or not (counts.is_cpu and counts.is_contiguous()):
+        raise ValueError(
+            f"counts: expected contiguous int64 [{BINS}] on the CPU, got {counts.dtype} {list(counts.shape)} on "
+            f"{counts.device}; make it by torch.zeros(BINS, dtype=torch.int64)"
+        )
     flat = values.detach().contiguous()
     if core is None or not takes(flat):
         return _digits_reference(flat, shift, prefix, counts)

@@ -192,7 +192,8 @@ class Pruner:
             ValueError: if the checkpoint is of another plan.
         """
         if state["plan"] != self.plan.describe():
-            changed = [k for k, v in self.plan.describe().items() if state["plan"].get(k) != v]
+            own, other = self.plan.describe(), state["plan"]
+            changed = [name for name in {**own, **other} if own.get(name) != other.get(name)]
             raise ValueError(f"this checkpoint is of another plan; it differs in {', '.join(changed)}")
         self.masks.load_state_dict(state["masks"])
         self._clock = int(state["clock"])

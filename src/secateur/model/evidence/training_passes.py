@@ -58,7 +58,7 @@ class TrainingPasses:
                     f"{name or 'the model'} is compiled, so its forward passes cannot be watched while you train; give "
                     "the Pruner data= (calibration batches), or compile after pruning"
                 )
-        self._root, self._make, self._ranks = unwrap(model), make, ranks_of(model)
+        self._model, self._root, self._make = model, unwrap(model), make
         self._observers = list(make())
         self._passes = 0
         self._watched: _Watched | None = None
@@ -85,14 +85,15 @@ class TrainingPasses:
         Raises:
             ValueError: where there was none, and for what observers could not read.
         """
-        with self._ranks.together():
+        ranks = ranks_of(self._model)
+        with ranks.together():
             if not self._passes:
                 raise ValueError(
                     "no forward pass in train mode was seen yet, so there are no activations to score by: begin "
                     "pruning after the first steps (Plan(begin=...)), or give the Pruner data="
                 )
-            observers = self._copies() if self._ranks.several else self._observers
-        return results(observers, self._ranks)
+            observers = self._copies() if ranks.several else self._observers
+        return results(observers, ranks)
 
     def restart(self) -> None:
         """Begin anew."""
