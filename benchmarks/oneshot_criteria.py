@@ -89,8 +89,11 @@ def pruned_channels(dense: nn.Module, name: str, amount: float, train: Data, see
     assert record is not None
     widths = {group.name: group.after for group in record.groups}
 
-    def as_shrunk(sizes: Mapping[str, int]) -> dict[str, int]:
-        return {key: widths[key] for key in sizes}
+    def as_shrunk(sizes: Mapping[str, int], keep: int) -> dict[str, int]:
+        """The widths; in rounds before the last, as far on the way to them as the round is."""
+        free = {key: size - widths[key] for key, size in sizes.items()}
+        share = (keep - sum(widths.values())) / sum(free.values())
+        return {key: widths[key] + round(share * free[key]) for key in sizes}
 
     units = sum(group.before for group in record.groups)
     model = copy.deepcopy(dense)
