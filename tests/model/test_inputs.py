@@ -184,6 +184,19 @@ def test_refusals_say_what_was_not_seen() -> None:
         sc.score(nn.Linear(4, 2), "ria(a=-1)", data=x)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "said"),
+    [
+        ("wanda", "inputs of layers are read before fully_shard"),
+        (lambda weight, macs: weight.abs() / macs, "multiply-adds are counted before fully_shard"),
+    ],
+)
+def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch, criterion: Any, said: str) -> None:
+    monkeypatch.setattr("secateur.model.evidence.products.is_sharded", lambda tensor: True)
+    with pytest.raises(ValueError, match=f"'weight' is sharded; {said}"):
+        sc.score(nn.Linear(4, 2), criterion, data=torch.randn(3, 4))
+
+
 def test_autocast_copies_of_weights_are_followed() -> None:
     torch.manual_seed(0)
     net, x = nn.Linear(4, 2), torch.randn(3, 4)

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from secateur.model.evidence.input_sums import InputSums, refuse_unread, warn_of_idle
 from secateur.model.evidence.passes import Found, Pass, Streamable
-from secateur.model.evidence.products import ProductWatch
+from secateur.model.evidence.products import ProductWatch, multiplied
 from secateur.model.evidence.source import Request
 from secateur.model.evidence.watching import token_mask
 from secateur.model.evidence.weight_sums import SUM_KINDS
-from secateur.model.graph.trace import slow_paths, tensor_names
+from secateur.model.graph.trace import slow_paths
 from secateur.model.ranks import Ranks
-from secateur.model.sharding import is_sharded
 from secateur.model.targets import known_weights
 
 __all__ = ["INPUT_KINDS", "Inputs"]
@@ -58,12 +57,7 @@ class Inputs(Streamable):
         self._root, self._kinds, known = request.root, request.kinds, known_weights(request.root)
         # Members of coupled groups are known by their shapes alone, which do not tell how a weight is read.
         self._layout = {name: known.get(name, key) for name, key in request.weights.items()}
-        self._tensors = {name: tensor for name, tensor in tensor_names(request.root).items() if name in self._layout}
-        for name, key in self._layout.items():
-            if key.kind == "embedding":
-                raise ValueError(f"{name!r} is an embedding: it is looked up, not multiplied; exclude=[{name!r}]")
-            if is_sharded(self._tensors[name]):
-                raise ValueError(f"{name!r} is sharded; inputs of layers are read before fully_shard")
+        self._tensors = multiplied(request.root, self._layout, "inputs of layers are read")
         self._sums = InputSums(self._layout, "gram" in self._kinds)
         self._unread: dict[str, str] = {}
         self._misread: dict[str, str] = {}

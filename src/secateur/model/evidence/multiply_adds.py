@@ -19,11 +19,10 @@ from secateur.core.canonical import grouped_shape, to_parameter
 from secateur.model.evidence.example_axis import count_examples
 from secateur.model.evidence.gate_places import gate_layout
 from secateur.model.evidence.passes import Found, Observer, Pass
-from secateur.model.evidence.products import Product, ProductWatch
+from secateur.model.evidence.products import Product, ProductWatch, multiplied
 from secateur.model.evidence.source import Request
-from secateur.model.graph.trace import slow_paths, tensor_names
+from secateur.model.graph.trace import slow_paths
 from secateur.model.ranks import Ranks
-from secateur.model.sharding import is_sharded
 from secateur.model.targets import known_weights
 from secateur.types import KeyLayout
 
@@ -60,12 +59,7 @@ class MultiplyAdds(Observer):
         self._layout = {name: self._known.get(name, key) for name, key in request.weights.items()}
         self._units = gate_layout(request.root, request.layout) if _UNIT in request.kinds else {}
         watched = (dict(self._layout) if _WEIGHT in request.kinds else {}) | self._units
-        self._tensors = {name: tensor for name, tensor in tensor_names(request.root).items() if name in watched}
-        for name, key in watched.items():
-            if key.kind == "embedding":
-                raise ValueError(f"{name!r} is an embedding: it is looked up, not multiplied; exclude=[{name!r}]")
-            if is_sharded(self._tensors[name]):
-                raise ValueError(f"{name!r} is sharded; multiply-adds are counted before fully_shard")
+        self._tensors = multiplied(request.root, watched, "multiply-adds are counted")
         self._uses = {name: torch.zeros(_rows(key), dtype=torch.float64) for name, key in watched.items()}
         self._examples = 0
         self._missed: dict[str, str] = {}

@@ -14,8 +14,10 @@ from secateur.model.evidence.columns import Windows
 from secateur.model.evidence.watching import spread
 from secateur.model.graph.examples import tensors_in
 from secateur.model.graph.trace import storage_of, tensor_names, where
+from secateur.model.sharding import is_sharded
+from secateur.types import KeyLayout
 
-__all__ = ["Product", "ProductWatch"]
+__all__ = ["Product", "ProductWatch", "multiplied"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,6 +151,26 @@ class ProductWatch(TorchDispatchMode):
             tokens = self._tokens[at] if same and self._tokens is not None else None
             found += self.linear(right[at].t(), left[at], tokens)
         return found
+
+
+def multiplied(root: nn.Module, layout: Mapping[str, KeyLayout], what: str) -> dict[str, Tensor]:
+    """The tensors of these names, whose products can be watched.
+
+    Args:
+        root: an unwrapped module.
+        layout: of each weight, by name.
+        what: is to be found out, for the message: "multiply-adds are counted".
+
+    Raises:
+        ValueError: for embeddings and sharded weights.
+    """
+    found = {name: tensor for name, tensor in tensor_names(root).items() if name in layout}
+    for name, key in layout.items():
+        if key.kind == "embedding":
+            raise ValueError(f"{name!r} is an embedding: it is looked up, not multiplied; exclude=[{name!r}]")
+        if is_sharded(found[name]):
+            raise ValueError(f"{name!r} is sharded; {what} before fully_shard")
+    return found
 
 
 def _matrices(watch: ProductWatch, left: Tensor, right: Tensor) -> list[Product]:
