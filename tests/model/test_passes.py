@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import secateur as sc
 from secateur.core.units import parse_unit
 from secateur.model.evidence import Source, collect
 from secateur.model.targets import find_targets
@@ -93,3 +96,19 @@ def test_a_gate_whose_layer_is_called_twice_later_is_refused() -> None:
             net, ["gate_grad_sq"], find_targets(net, unit="filter"), FILTER, Source(data, F.cross_entropy, batches=2)
         )
     assert not net.first._forward_hooks, "the gates are gone"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"loss": "cross_entropy"}, r"loss='cross_entropy': give a function of output and labels"),
+        ({"step": 3}, "step=3: give a function of model and batch"),
+    ],
+)
+def test_functions_that_are_none(given: dict[str, Any], said: str) -> None:
+    net = nn.Linear(4, 2)
+    with pytest.raises(ValueError, match=said):
+        sc.score(net, "snip", data=(torch.randn(3, 4), torch.tensor([0, 1, 1])), **given)
+    with pytest.raises(ValueError, match=said):
+        sc.prune(net, 0.5, criterion="wanda", data=torch.randn(3, 4), **given)
+    assert sc.find_masks(net) is None

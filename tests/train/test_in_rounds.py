@@ -202,6 +202,20 @@ def test_any_criterion_takes_rounds_and_patterns_do_not() -> None:
         sc.prune(small(), 0.5, rounds=0)
 
 
+def test_a_removed_channel_never_returns() -> None:
+    """What makes it and what reads it are masked together: neither has a gradient, so both criteria agree."""
+    found = []
+    for criterion in ("force", "iter_snip"):
+        net = positive_net()
+        x, y = torch.randn(12, 2, 6, 6, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 3
+        given: dict[str, Any] = {"example_inputs": x[:2], "data": (x, y), "loss": F.cross_entropy}
+        masks = sc.prune(net, 0.6, criterion=criterion, unit="channel", **given)
+        found.append({name: masks[name] for name in masks})
+    assert all(torch.equal(mask, found[1][name]) for name, mask in found[0].items())
+    one_shot = sc.prune(positive_net(), 0.6, criterion="snip", unit="channel", **given)
+    assert any(not torch.equal(mask, one_shot[name]) for name, mask in found[0].items()), "the rounds change something"
+
+
 def test_channels_in_rounds_and_in_a_pruner() -> None:
     x = torch.randn(4, 6, dtype=F64)
     masks = sc.prune(small(), 0.5, criterion="synflow", unit="channel", example_inputs=x)

@@ -13,6 +13,7 @@ __all__ = [
     "Batch",
     "LossFunction",
     "StepFunction",
+    "check_functions",
     "forward_of",
     "limited",
     "loss_of",
@@ -64,6 +65,26 @@ def rereadable(data: Any, batches: int) -> Any:
         [tensor([0.])]
     """
     return list(limited(data, batches)) if isinstance(data, Iterator) else data  # pyright: ignore[reportUnknownArgumentType]
+
+
+def check_functions(loss: object, step: object) -> None:
+    """Refuse what cannot be called, before any batch is read.
+
+    Raises:
+        ValueError: for text and the like.
+
+    Example:
+        >>> check_functions("cross_entropy", None)
+        Traceback (most recent call last):
+            ...
+        ValueError: loss='cross_entropy': give a function of output and labels, e.g. loss=F.cross_entropy
+    """
+    if not (loss is None or callable(loss)):
+        raise ValueError(f"loss={loss!r}: give a function of output and labels, e.g. loss=F.cross_entropy")
+    if not (step is None or callable(step)):
+        raise ValueError(
+            f"step={step!r}: give a function of model and batch, e.g. step=lambda model, batch: model(batch[0])"
+        )
 
 
 def loss_of(model: nn.Module, batch: Batch, loss: LossFunction | None, step: StepFunction | None) -> Tensor:

@@ -78,7 +78,9 @@ def force(weight: Tensor, grad_abs: Tensor) -> Tensor:
     """Foresight connection sensitivity, ``s = |w| mean_b |g(m w)|``: removed weights count with the value they had.
 
     In rounds (10 by default; the paper uses more) with an exponential schedule. The gradient is that of the network as
-    it is masked so far, by the product of mask and weight, so removed weights have one and may return.
+    it is masked so far, by the product of mask and weight, so removed weights have one and may return. Channels of unit
+    ``channel`` do not: what makes one and what reads it are masked together, so that neither has a gradient, and the
+    mask is that of ``iter_snip``.
 
     Args:
         weight: parameter before masking, any shape.

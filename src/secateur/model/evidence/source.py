@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from secateur.model.batches import LossFunction, StepFunction
+from secateur.model.batches import LossFunction, StepFunction, check_functions
 from secateur.model.ranks import Ranks
 from secateur.types import Evidence, Layout, Unit
 
@@ -48,6 +48,7 @@ class Source:
             raise ValueError(f"mode={self.mode!r}; known are 'eval' and 'train'")
         if type(self.batches) is not int or self.batches < 1:
             raise ValueError(f"batches={self.batches!r}: how many batches to read, a whole number from 1")
+        check_functions(self.loss, self.step)
 
 
 @dataclass(frozen=True)
