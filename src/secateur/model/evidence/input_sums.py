@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.core.canonical import grouped_shape
-from secateur.model.evidence.columns import rows_of
+from secateur.model.evidence.columns import columns_of
+from secateur.model.evidence.grams import gram_of
 from secateur.model.evidence.products import Product
 from secateur.model.evidence.weight_sums import from_matrix, weight_sum
 from secateur.model.ranks import Ranks
@@ -169,12 +170,10 @@ class InputSums:
         for seen, other, at in self._recent:
             if seen == version and _same(product, other):
                 return at
-        total: Tensor | None = None
-        for each in rows_of(product.values, product.valid, product.windows):
-            rows = F.pad(each, (0, 1), value=1.0) if self._pairs else each
-            one = rows.t() @ rows if self._gram else rows.square().sum(0)
-            total = one if total is None else total.add_(one)
-        assert total is not None  # not empty
+        parts = columns_of(product.values, product.valid, product.windows)
+        if self._pairs:
+            parts = (F.pad(part, (0, 0, 0, 1), value=1.0) for part in parts)
+        total = gram_of(parts) if self._gram else torch.stack([part.square().sum(1) for part in parts]).sum(0)
         self._made.append(total)
         self._recent = [*self._recent[1 - _RECENT :], (version, product, len(self._made) - 1)]
         return len(self._made) - 1

@@ -112,8 +112,7 @@ def _times(product: Product) -> int:
         return shape[0]
     if windows.transposed:
         return shape[0] * math.prod(shape[2:])
-    sides = zip(shape[2:], windows.kernel, windows.stride, windows.padding, windows.dilation, strict=True)
-    return shape[0] * math.prod((size + 2 * pad - far * (k - 1) - 1) // step + 1 for size, k, step, pad, far in sides)
+    return shape[0] * math.prod(windows.outputs(shape[2:]))
 
 
 def _rows(key: KeyLayout) -> int:
