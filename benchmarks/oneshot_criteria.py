@@ -151,6 +151,7 @@ def write(path: Path, kind: str, rows: list[list[Any]]) -> None:
         "title": f"ResNet-20 on CIFAR-10, {kind} removed once, no training: 1,000 exact test images",
         "columns": ["criterion", amount, *COLUMNS, "refused"],
         "rows": rows,
+        "headline": {"row": 0, "column": 1, "cells": [2, 4]},
         "environment": {key: machine[key] for key in ("cpu", "threads", "torch", "secateur")},
         "note": (
             f"Random is the mean of {SEEDS} seeds. Standard error of 90 % on 1,000 images: .9 points. The statistics "

@@ -7,6 +7,9 @@ One result file is one table:
 
     {"title": "...", "columns": ["method", ...], "rows": [["magnitude", 91.2, ...], ...],
      "environment": {"cpu": "...", ...}, "note": "..."}
+
+With ``"headline": {"row": 0, "column": 1, "cells": [2, 4]}`` README.md shows a shorter table: a row for each value of
+the first column, a column for each value of the second, and in every cell what the others say.
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ __all__ = ["HEADLINES", "main", "render_page", "render_table"]
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- results:begin -->"
 END = "<!-- results:end -->"
-HEADLINES = ("runtime_networks", "resnet20_recovery", "compress_goals", "language_model")
+HEADLINES = (
+    "runtime_networks",
+    "resnet20_recovery",
+    "compress_goals",
+    "resnet20_oneshot_weights",
+    "resnet20_oneshot_channels",
+    "language_model",
+)
 """Results that README.md shows."""
 NEEDED = ("title", "columns", "rows", "environment", "note")
 
@@ -84,6 +94,35 @@ def render_table(result: dict[str, Any], source: str) -> str:
     return "\n".join([f"**{result['title']}**", "", *lines, "", foot])
 
 
+def in_short(result: dict[str, Any]) -> dict[str, Any]:
+    """A long table turned to one line for each method, best first; lines without a figure are left out.
+
+    Example:
+        >>> rows = [["a", 30, 1.0, 2.0], ["b", 30, 5.0, 6.0], ["b", 50, 3.0, 4.0], ["c", 30, None, None]]
+        >>> columns = ["method", "removed, %", "before", "after"]
+        >>> long = {"title": "T", "columns": columns, "rows": rows, "environment": {}, "note": "n."}
+        >>> short = in_short(long | {"headline": {"row": 0, "column": 1, "cells": [2, 3]}})
+        >>> short["title"], short["columns"]
+        ('T: before / after', ['method', 'removed, %: 30', 'removed, %: 50'])
+        >>> short["rows"]
+        [['b', '5 / 6', '3 / 4'], ['a', '1 / 2', None]]
+    """
+    how, columns = result["headline"], result["columns"]
+    name, by, cells = how["row"], how["column"], how["cells"]
+    found: dict[Any, dict[Any, list[float]]] = {}
+    for row in result["rows"]:
+        if None not in (values := [row[at] for at in cells]):
+            found.setdefault(row[name], {})[row[by]] = values
+    across = sorted({one for each in found.values() for one in each})
+    order = sorted(found, key=lambda key: [-found[key].get(one, [0.0])[0] for one in across])
+    texts = {key: {one: " / ".join(map(cell, values)) for one, values in found[key].items()} for key in order}
+    return result | {
+        "title": f"{result['title']}: {' / '.join(columns[at] for at in cells)}",
+        "columns": [columns[name], *(f"{columns[by]}: {one}" for one in across)],
+        "rows": [[key, *(texts[key].get(one) for one in across)] for key in order],
+    }
+
+
 def render_page(page: str, folder: Path, only: Sequence[str] | None = None) -> str:
     """The page with the tables of ``folder``, or those few in their order, in place of what its markers hold."""
     if page.count(BEGIN) != 1 or page.count(END) != 1:
@@ -91,10 +130,13 @@ def render_page(page: str, folder: Path, only: Sequence[str] | None = None) -> s
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
     found = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    results = {name: read_result(found[name]) for name in (found if only is None else only) if name in found}
     tables = [
-        render_table(read_result(found[name]), f"{folder.parent.name}/{folder.name}/{name}.json")
-        for name in (found if only is None else only)
-        if name in found
+        render_table(
+            in_short(result) if only is not None and "headline" in result else result,
+            f"{folder.parent.name}/{folder.name}/{name}.json",
+        )
+        for name, result in results.items()
     ]
     body = "\n\n".join(tables) if tables else "No results yet: run the scripts of `benchmarks/`."
     return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"

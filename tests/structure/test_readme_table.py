@@ -49,6 +49,17 @@ def test_a_page_of_a_few_shows_those_in_their_order(results: Path) -> None:
     assert render_page(PAGE, results).count("**") == 6
 
 
+def test_a_long_table_is_turned_for_a_page_of_a_few(results: Path) -> None:
+    rows = [["dense", 0, 91.5, None], ["l1", 50, 60.0, 70.25], ["l1", 30, 80.0, 81.0], ["snip", 30, 80.5, 79.0]]
+    columns, how = ["criterion", "gone, %", "at once", "refitted"], {"row": 0, "column": 1, "cells": [2, 3]}
+    (results / "long.json").write_text(json.dumps(RESULT | {"columns": columns, "rows": rows, "headline": how}))
+    few = render_page(PAGE, results, ["long"])
+    assert "**Digits: at once / refitted**\n\n| criterion | gone, %: 30 | gone, %: 50 |\n|---|---|---|\n" in few
+    assert "| snip | 80.5 / 79 | - |\n| l1 | 80 / 81 | 60 / 70.25 |\n\n" in few
+    assert "dense" not in few
+    assert "| l1 | 50 | 60 | 70.25 |" in render_page(PAGE, results), "the page of all has every line"
+
+
 def test_check_sees_a_typed_number(results: Path, tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text(PAGE)
