@@ -160,8 +160,8 @@ def write(path: Path, kind: str, rows: list[list[Any]]) -> None:
         "environment": {key: machine[key] for key in ("cpu", "threads", "torch", "secateur")},
         "note": (
             f"Random is the mean of {SEEDS} seeds{''.join(fewer)}. Standard error of 90 % on 1,000 images: .9 points. "
-            "The statistics that this network was published with are not those of its training images: with the latter, by a plain "
-            "loop in torch too, it falls from 91.5 to 88.4 % before anything is removed."
+            "The statistics that this network was published with are not those of its training images: with these, "
+            "by a plain loop in torch too, it falls from 91.5 to 88.4 % before anything is removed."
         ),
     }
     RESULTS.mkdir(exist_ok=True)
