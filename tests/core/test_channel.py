@@ -35,7 +35,7 @@ def _scores(layout: dict[str, KeyLayout], seed: int = 0) -> dict[str, torch.Tens
 @pytest.mark.parametrize("reduce", ["mean", "sum", "l2", "rms", "max"])
 @pytest.mark.parametrize("spec", ["channel", "channel(all)"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_pooling_is_the_definition_over_all_scored_elements(name: str, spec: str, reduce: str) -> None:
+def test_pooling_is_the_mean_over_members_of_their_scores(name: str, spec: str, reduce: str) -> None:
     layout, unit = LAYOUTS[name], parse_unit(spec)[0]
     scores = _scores(layout)
     pooled = unit.pool(scores, layout, reduce)  # type: ignore[arg-type]
@@ -98,9 +98,9 @@ def test_half_precision_is_summed_wide_and_small_squares_survive() -> None:
     assert tiny.tolist() == pytest.approx([64e-30] * 2)
 
 
-def test_scores_of_outputs_add_up_over_positions_and_producers() -> None:
+def test_scores_of_outputs_add_up_over_positions_and_are_averaged_over_producers() -> None:
     outputs = {"a.weight": torch.tensor([1.0, 2.0, 3.0, 4.0]), "b.weight": torch.arange(8.0)}
-    expected = [1.0 + 0 + 1, 2.0 + 2 + 3, 3.0 + 4 + 5, 4.0 + 6 + 7]
+    expected = [(1.0 + 0 + 1) / 2, (2.0 + 2 + 3) / 2, (3.0 + 4 + 5) / 2, (4.0 + 6 + 7) / 2]
     found = score("gate_taylor", {"gate_grad_sq": outputs}, RESIDUAL, Channel())
     assert found["a.weight"].tolist() == expected
     only_a = score("gate_taylor", {"gate_grad_sq": {"a.weight": outputs["a.weight"]}}, RESIDUAL, Channel())
@@ -114,7 +114,8 @@ def test_scores_of_outputs_add_up_over_positions_and_producers() -> None:
 def test_rates_of_outputs_are_averaged_over_positions_and_producers() -> None:
     zeros = {"a.weight": torch.tensor([0.1, 0.2, 0.3, 0.4]), "b.weight": torch.arange(8.0) / 10}
     found = score("apoz", {"activation_zeros": zeros}, RESIDUAL, Channel())
-    kept = [1 - (0.1 + 0.0 + 0.1) / 3, 1 - (0.2 + 0.2 + 0.3) / 3, 1 - (0.3 + 0.4 + 0.5) / 3, 1 - (0.4 + 0.6 + 0.7) / 3]
+    means = [(0.1 + 0.05) / 2, (0.2 + 0.25) / 2, (0.3 + 0.45) / 2, (0.4 + 0.65) / 2]
+    kept = [1 - mean for mean in means]
     assert found["a.weight"].tolist() == pytest.approx(kept)
 
 
@@ -125,7 +126,7 @@ def test_each_output_is_scored_before_scores_add_up() -> None:
     entry = CriterionEntry(rooted, "unit", "sum", "batches", "", "", units=frozenset({"channel", "filter"}))
     outputs = {"a.weight": torch.zeros(4), "b.weight": torch.full((8,), 9.0)}
     found = score(entry, {"gate_grad_sq": outputs}, RESIDUAL, Channel())
-    assert found["a.weight"].tolist() == [6.0] * 4  # 3 + 3, not sqrt(18)
+    assert found["a.weight"].tolist() == [3.0] * 4  # of a nothing, of b 3 + 3, not sqrt(18)
 
 
 def test_grouped_transposed_convolutions_have_more_outputs_than_positions() -> None:

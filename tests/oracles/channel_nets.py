@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -126,22 +126,30 @@ def elements(key: KeyLayout, unit: int, only: set[str] | None = None) -> list[tu
 
 
 def pool_slowly(scores: Mapping[str, Tensor], key: KeyLayout, reduce: str, *, everything: bool = False) -> list[float]:
-    """Scores of the units of one group from those of single weights, by Python's own arithmetic."""
+    """Scores of the units of one group: the mean over members of their scores, by Python's own arithmetic."""
     found = []
     for unit in range(key.shape[0]):
-        places = elements(key, unit, None if everything else {"out"})
-        values = [float(scores[name][index]) for name, index in places if scores[name].dim() >= 2]
-        squares = math.fsum(value * value for value in values)
-        found.append(
-            {
-                "sum": math.fsum(values),
-                "mean": math.fsum(values) / len(values),
-                "max": max(values),
-                "l2": math.sqrt(squares),
-                "rms": math.sqrt(squares / len(values)),
-            }[reduce]
-        )
+        each = []
+        for one in key.members:
+            alone = KeyLayout(key.shape, "group", members=(one,))
+            places = elements(alone, unit, None if everything else {"out"})
+            values = [float(scores[name][index]) for name, index in places if scores[name].dim() >= 2]
+            if values:
+                each.append(reduced(values, reduce))
+        found.append(math.fsum(each) / len(each))
     return found
+
+
+def reduced(values: Sequence[float], reduce: str) -> float:
+    """One number for several."""
+    squares = math.fsum(value * value for value in values)
+    return {
+        "sum": math.fsum(values),
+        "mean": math.fsum(values) / len(values),
+        "max": max(values),
+        "l2": math.sqrt(squares),
+        "rms": math.sqrt(squares / len(values)),
+    }[reduce]
 
 
 def expand_slowly(unit_masks: Mapping[str, Tensor], layout: Mapping[str, KeyLayout]) -> dict[str, Tensor]:

@@ -112,7 +112,7 @@ def test_scores_are_pooled_over_producers_or_over_all(chain: Chain):
         assert everything[group].tolist() == pytest.approx(pool_slowly(whole, key, "sum", everything=True), rel=1e-4)
 
 
-def test_gates_of_two_producers_add_up(monkeypatch: pytest.MonkeyPatch):
+def test_gates_of_a_channel_are_averaged_over_its_producers(monkeypatch: pytest.MonkeyPatch):
     put_groups(monkeypatch, RESIDUAL)
     net = Residual().double()
     x, y = torch.randn(7, 5, dtype=torch.float64), torch.randint(3, (7,))
@@ -123,7 +123,7 @@ def test_gates_of_two_producers_add_up(monkeypatch: pytest.MonkeyPatch):
         za, zb = torch.ones(4).double().requires_grad_(), torch.ones(8).double().requires_grad_()
         hidden = torch.tanh(net.a(part) * za + (net.b(part) * zb).view(-1, 4, 2).sum(2))
         ga, gb = torch.autograd.grad(F.cross_entropy(net.head(hidden), labels), (za, zb))
-        slow += (ga**2 + (gb**2).view(4, 2).sum(1)) / len(data)
+        slow += (ga**2 + (gb**2).view(4, 2).sum(1)) / 2 / len(data)
     torch.testing.assert_close(found["a.weight"], slow)
 
 

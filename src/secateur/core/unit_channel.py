@@ -6,7 +6,7 @@ scores of parameters and gives those of units, ``expand`` the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.canonical import wide
-from secateur.core.reduce import check_shapes, known_reduce
+from secateur.core.reduce import MemberMean, check_shapes, known_reduce
 from secateur.types import KeyLayout, Layout, Member, Reduce, Tensors, Unit
 
 __all__ = ["Channel", "evidence_layout", "owned_rows", "parameter_layout", "producer_shape", "touching"]
@@ -59,10 +59,12 @@ class Channel:
         return layout.shape
 
     def pool(self, scores: Tensors, layout: Layout, reduce: Reduce = "mean") -> dict[str, Tensor]:
-        """Scores of parameters -> scores of units: reduce over all elements of the unit's scored slices.
+        """Scores of parameters -> scores of units: reduce over the elements of each member, then the mean of members.
 
-        An element in two slices of one unit counts twice. Bool tensors say for each unit whether anything of it,
-        biases and norms too, is kept: a neighbouring group may have removed the rest.
+        So a member with few weights counts as much as one with many, and a unit that several layers make is not
+        larger for that. A unit that only some members have (side by side in a group) is the mean of those. Bool tensors
+        say for each unit whether anything of it, biases and norms too, is kept: a neighbouring group may have removed
+        the rest.
         """
         parameters = parameter_layout(layout)
         check_shapes("scores", scores, parameters, lambda key: parameters[key].shape)
@@ -99,13 +101,14 @@ class Channel:
         return producers if self.scored == "out" and producers else weights
 
     def add_up(self, outputs: Tensors, layout: Layout, reduce: Reduce = "sum") -> dict[str, Tensor]:
-        """Scores of the outputs of producers -> scores of units, their sum or mean.
+        """Scores of the outputs of producers -> scores of units: their sum or mean in each producer, the mean of these.
 
         Args:
             outputs: producer -> [outputs]. Where a grouped transposed convolution has more outputs than its axis has
                 positions, they follow each other group by group. Producers that are not there contribute nothing.
             layout: group -> layout.
-            reduce: ``"mean"`` for what is a rate or a size per output, else the sum: contributions add.
+            reduce: of several outputs of one producer: ``"mean"`` for what is a rate or a size per output, else the
+                sum: contributions add.
 
         Returns:
             Group -> [units].
@@ -220,41 +223,19 @@ def _by_shape(shape: tuple[int, ...]) -> KeyLayout:
     return KeyLayout(shape, "linear" if len(shape) <= 2 else "conv")
 
 
-_SUMS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "sum": lambda rows: rows.sum(1, dtype=torch.float64),
-    "l2": lambda rows: rows.double().square().sum(1),
-    "max": lambda rows: rows.amax(1).double(),
-}
-"""How the elements at one position come together, in float64; ``mean`` and ``rms`` divide their sum later."""
-
-
 def _pool(scores: Tensors, group: str, key: KeyLayout, members: tuple[Member, ...], reduce: Reduce) -> Tensor:
-    """[units]. Positions are brought together on the CPU: index_add on a GPU would add in a random order."""
+    """[units]."""
     if missing := [member.name for member in members if member.name not in scores]:
         raise ValueError(f"group {group!r} is scored by the weights of {missing[0]!r}, for which there are no scores")
-    first = scores[members[0].name]
-    along = {"mean": "sum", "rms": "l2"}.get(reduce, reduce)
-    total = torch.zeros(key.shape, dtype=torch.float64)
-    if along == "max":
-        total = total - torch.inf
-    counts = torch.zeros(key.shape, dtype=torch.float64)
+    mean = MemberMean(key.shape[0])
     for member in members:
-        rows, owner = owned_rows(scores[member.name], member)
-        values = _SUMS[along](wide(rows)).cpu()
-        counts.index_add_(0, owner, torch.full(owner.shape, rows.shape[1], dtype=torch.float64))
-        if along == "max":
-            total.scatter_reduce_(0, owner, values, "amax")
-        else:
-            total.index_add_(0, owner, values)
-    if bool((counts == 0).any()):
+        mean.add(*owned_rows(scores[member.name], member), reduce)
+    if (unit := mean.missing()) is not None:
         raise ValueError(
-            f"group {group!r}: unit {int((counts == 0).nonzero()[0])} has no weight among the producers, so it has no "
-            "score; take unit='channel(all)'"
+            f"group {group!r}: unit {unit} has no weight among the producers, so it has no score; take "
+            "unit='channel(all)'"
         )
-    total = total / counts if reduce in ("mean", "rms") else total
-    total = total.sqrt() if along == "l2" else total
-    double = any(scores[member.name].dtype == torch.float64 for member in members)
-    return total.to(first.device, torch.float64 if double else torch.float32)
+    return mean.result(scores[member.name] for member in members)
 
 
 def _any_kept(masks: Tensors, group: str, key: KeyLayout) -> Tensor:
@@ -270,20 +251,15 @@ def _any_kept(masks: Tensors, group: str, key: KeyLayout) -> Tensor:
 
 def _add_up(outputs: Tensors, group: str, key: KeyLayout, reduce: Reduce) -> Tensor:
     producers = [member for member in key.members if member.part == "out" and member.name in outputs]
-    total = torch.zeros(key.shape, dtype=torch.float64)
-    seen = torch.zeros(key.shape, dtype=torch.int64)
+    mean = MemberMean(key.shape[0])
     for member in producers:
         score, positions = outputs[member.name], len(member.owner)
         if score.dim() != 1 or score.numel() % positions:
             raise ValueError(f"{member.name!r} has {positions} outputs, its scores have shape {tuple(score.shape)}")
-        rows, owner = owned_rows(wide(score).view(-1, positions).T, member, dim=0)
-        total.index_add_(0, owner, rows.sum(1, dtype=torch.float64).cpu())
-        seen.index_add_(0, owner, torch.full_like(owner, rows.shape[1]))
-    if bool((seen == 0).any()):
-        raise ValueError(f"group {group!r}: unit {int((seen == 0).nonzero()[0])} has no output that is scored")
-    double = any(outputs[member.name].dtype == torch.float64 for member in producers)
-    total = total / seen if reduce == "mean" else total
-    return total.to(outputs[producers[0].name].device, torch.float64 if double else torch.float32)
+        mean.add(*owned_rows(wide(score).view(-1, positions).T, member, dim=0), "mean" if reduce == "mean" else "sum")
+    if (unit := mean.missing()) is not None:
+        raise ValueError(f"group {group!r}: unit {unit} has no output that is scored")
+    return mean.result(outputs[member.name] for member in producers)
 
 
 def owned_rows(tensor: Tensor, member: Member, dim: int | None = None) -> tuple[Tensor, Tensor]:
