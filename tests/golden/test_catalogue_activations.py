@@ -45,6 +45,11 @@ def test_w8_apoz_and_mean_activation_behind_a_relu() -> None:
         assert _score("mean_activation", x) == pytest.approx([0.75, 1.5, 0.0])
 
 
+def test_w8_near_zero_rate() -> None:
+    assert _score("apoz(eps=1.0)", W8) == pytest.approx([1 - 0.875, 1 - 0.625, 1 - 1.0])
+    assert _score("apoz(eps=0.0)", W8) == pytest.approx(_score("apoz", W8))
+
+
 def test_e2_high_apoz_goes_first() -> None:
     shares = T(E2)
     assert shares.mean().item() == pytest.approx(0.44125)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -271,3 +272,18 @@ def test_an_expert_without_tokens_never_fires(skip: bool) -> None:
             scores = sc.score(net, criterion, unit="filter", data=data, batches=2)
         assert scores["experts.2.up.weight"].tolist() == [0.0] * 6
         assert float(scores["experts.0.up.weight"].max()) > 0
+
+
+@pytest.mark.parametrize("function", [F.gelu, F.silu, F.relu])
+def test_a_near_zero_rate_by_a_size_that_is_given(function: Any) -> None:
+    """The share of ``|a| <= eps``, whatever the order of the batches."""
+    net, data = Net(function), images(4, 3)
+    data[1] *= 5.0
+    call: dict[str, Any] = {"unit": "filter", "targets": "conv1", "batches": 2}
+    found = [sc.score(net, "apoz(eps=0.2)", data=each, **call)["conv1.weight"] for each in (data, data[::-1])]
+    slow = function(torch.cat([net.bn(net.conv1(x)) for x in data]).detach()).abs().le(0.2).double().mean((0, 2, 3))
+    assert found[0].tolist() == found[1].tolist() == pytest.approx((1 - slow).tolist())
+    assert 0.0 < float(slow.min()) < float(slow.max()) < 1.0
+    for eps in ("-0.1", "'0.1'", "True"):
+        with pytest.raises(ValueError, match="the largest size that counts as zero, 0 or more"):
+            sc.score(net, f"apoz(eps={eps})", data=data, **call)

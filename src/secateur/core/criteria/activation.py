@@ -41,14 +41,21 @@ def mean_activation(activation_mean: Tensor) -> Tensor:
     return wide(activation_mean)
 
 
-def apoz(activation_zeros: Tensor) -> Tensor:
-    """Average percentage of zeros, ``s_c = 1 - mean [a_c = 0]``: channels with the most zeros go first.
+def apoz(activation_zeros: Tensor, *, eps: float | None = None) -> Tensor:
+    """Average percentage of zeros, ``s_c = 1 - mean [|a_c| <= eps]``: channels with the most zeros go first.
 
     Args:
-        activation_zeros: share of zeros among the activations, one per channel.
+        activation_zeros: share of zeros among the activations, one per channel; what counts as zero is decided where
+            they are read.
+        eps: largest size that counts as zero, 0 or more. None: exactly zero behind ReLU and its like, and where a
+            function makes no zeros (GELU, SiLU) 5 % of the root mean square of the layer's activations in the first
+            batch.
 
     Returns:
         Scores, one per channel, at least float32.
+
+    Raises:
+        ValueError: for a negative ``eps``, or one that is no number.
 
     Example:
         >>> import torch
@@ -153,7 +160,7 @@ ROWS: Mapping[str, CriterionEntry] = {
         "unit",
         "mean",
         "batches",
-        "1 - share of zeros of each channel's activation",
+        "1 - share of zeros (or of sizes up to eps) among each channel's activations",
         "Hu et al. 2016, arXiv 1607.03250",
         units=frozenset({"channel", "filter"}),
         batches=10,

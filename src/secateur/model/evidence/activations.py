@@ -91,6 +91,8 @@ class Activations(Streamable):
         made = [(row, set(row.kinds) & set(request.kinds)) for row in READERS]
         asked = [row.make(sizes, frozenset(kinds)) for row, kinds in made if kinds] if readers is None else []
         self._readers: Sequence[Reader] = asked if readers is None else readers(sizes)
+        for reader in self._readers:
+            reader.configure(request.settings)
         self._sites: Sites | None = None
         self._examples: Mapping[tuple[str, int], ExampleAxis] = {}
 

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from secateur.core.real import is_real
 from secateur.model.evidence.readers import Reader, ReaderRow, Reading
 from secateur.model.ranks import Ranks
 
@@ -25,10 +26,17 @@ class _Moments(Reader):
     saved = ("_sums", "_limits")
 
     def __init__(self, sizes: Mapping[str, int], kinds: frozenset[str]) -> None:
-        self._kinds, self._sizes = kinds, sizes
+        self._kinds, self._sizes, self._eps = kinds, sizes, None
         self._sums = {name: torch.zeros(4, size, dtype=torch.float64) for name, size in sizes.items()}
         self._limits: dict[tuple[str, int], float] = {}
         self._new, self._new_limits = dict(self._sums), dict(self._limits)
+
+    def configure(self, settings: Mapping[str, Any]) -> None:
+        """``eps``: the largest size that counts as zero."""
+        eps = settings.get("eps") if "activation_zeros" in self._kinds else None
+        if eps is not None and not (is_real(eps) and eps >= 0.0):
+            raise ValueError(f"eps={eps!r}: the largest size that counts as zero, 0 or more; None for the default")
+        self._eps = eps
 
     def begin(self, batch: Any) -> None:
         """Rows ``sum |a|, sum a, zeros, count`` of this pass."""
@@ -40,7 +48,10 @@ class _Moments(Reader):
         site, out, valid = reading.site, reading.values, reading.valid
         values = out if valid is None else torch.where(valid, out, torch.zeros((), dtype=out.dtype, device=out.device))
         sizes = values.abs()
-        zero = values == 0 if site.exact else sizes <= self._limit(reading, values)
+        if self._eps is not None:
+            zero = sizes <= self._eps
+        else:
+            zero = values == 0 if site.exact else sizes <= self._limit(reading, values)
         zero = zero if valid is None else zero & valid
         rows = [reading.over_rest(part).cpu() for part in (sizes, values, zero)]
         there = site.index >= 0
@@ -90,7 +101,7 @@ class _Moments(Reader):
 _MOMENTS: Mapping[str, str] = {
     "activation_mean": "per unit: mean of the activation's absolute value",
     "activation_signed": "per unit: mean of the activation",
-    "activation_zeros": "per unit: share of zeros among the activations",
+    "activation_zeros": "per unit: share of zeros among the activations (where eps is given, of sizes up to it)",
 }
 
 MOMENTS = ReaderRow(_MOMENTS, _Moments)

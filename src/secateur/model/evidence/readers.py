@@ -77,6 +77,9 @@ class Reader(ABC):
     saved: ClassVar[tuple[str, ...]] = ()
     """Attributes that hold what was committed: tensors, numbers, and containers of them."""
 
+    def configure(self, settings: Mapping[str, Any]) -> None:  # noqa: B027 - most readers know none
+        """Take what it knows of the hyper-parameters of the criterion that asks."""
+
     @abstractmethod
     def begin(self, batch: Any) -> None:
         """A pass begins; what an uncommitted one before it read is forgotten."""
