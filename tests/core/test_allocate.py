@@ -67,7 +67,7 @@ def test_a_layer_without_weights_takes_no_part(name: str) -> None:
 
 
 @pytest.mark.parametrize("min_density", [None, 0.0, 0.3])
-@pytest.mark.parametrize("name", ["global", "lamp"])
+@pytest.mark.parametrize("name", ["global", "lamp", *(f"global(normalise={how!r})" for how in ("mean", "max", "l2"))])
 def test_one_pool_against_one_sort(name: str, min_density: float | None) -> None:
     scores = _scores(levels=5)
     kept = N - removed_count(N, 0.55)
@@ -75,8 +75,30 @@ def test_one_pool_against_one_sort(name: str, min_density: float | None) -> None
     flat = _flat(scores)
     if name == "lamp":
         flat = {key: lamp_list(values) for key, values in flat.items()}
+    elif name != "global":
+        flat = {key: [value / _size(values, name) for value in values] for key, values in flat.items()}
     counts = allocate(name, sparsity=0.55, scores=scores, layout=LAYOUT, unit=WEIGHT, min_density=min_density)
     assert counts == global_counts(flat, kept, floors)
+
+
+def _size(values: list[float], name: str) -> float:
+    if "max" in name:
+        return max(map(abs, values))
+    return math.fsum(map(abs, values)) / len(values) if "mean" in name else math.hypot(*values)
+
+
+def test_normalising_takes_the_size_of_a_layer_away_and_keeps_signs() -> None:
+    layout = {"a": KeyLayout((1, 4)), "b": KeyLayout((1, 4)), "c": KeyLayout((1, 2))}
+    scores = {"a": torch.tensor([[1.0, -2.0, 3.0, 6.0]]), "b": torch.tensor([[100.0, -200.0, 300.0, 601.0]])}
+    scores["c"] = torch.zeros(1, 2)
+    call = {"scores": scores, "layout": layout, "unit": WEIGHT, "min_density": None}
+    assert allocate("global", sparsity=0.6, **call) == {"a": 1, "b": 3, "c": 0}
+    assert allocate("global(normalise='mean')", sparsity=0.6, **call) == {"a": 2, "b": 2, "c": 0}
+    assert allocate("global(normalise='max')", sparsity=0.2, **call) == {"a": 3, "b": 3, "c": 2}
+    with pytest.raises(
+        ValueError, match=r"global\(normalise='lamp'\): take 'none', 'mean', 'max', 'l2', or allocation="
+    ):
+        allocate("global(normalise='lamp')", sparsity=0.5, **call)
 
 
 def test_lamp_scores_in_a_large_and_in_an_empty_layer() -> None:
