@@ -112,3 +112,54 @@ def test_functions_that_are_none(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         sc.prune(net, 0.5, criterion="wanda", data=torch.randn(3, 4), **given)
     assert sc.find_masks(net) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"loss": nn.CrossEntropyLoss}, r"loss=CrossEntropyLoss is a class: give CrossEntropyLoss\(\)"),
+        ({"data": 3}, "data=3: give a loader, a list of batches, or one batch"),
+        ({"seed": "a"}, "seed='a': give a whole number"),
+        ({"seed": True}, "seed=True: give a whole number"),
+        ({"init": nn.Linear(2, 2), "criterion": "movement"}, "init= is a Linear: give a state dict"),
+        ({"targets": 3}, "targets=3: give a name, a glob"),
+        ({"exclude": 3}, "exclude=3: give a name, a glob"),
+        ({"allocation": "ERK"}, "unknown allocation 'ERK': did you mean 'erk'"),
+        ({"allocation": "knapsack"}, r"a knapsack needs costs; give sc\.knapsack"),
+    ],
+)
+def test_slips_are_named_before_anything_is_read(given: dict[str, Any], said: str) -> None:
+    net = nn.Linear(4, 2)
+    before = net.weight.detach().clone()
+    call: dict[str, Any] = {
+        "criterion": "snip",
+        "loss": F.cross_entropy,
+        "data": (torch.randn(3, 4), torch.tensor([0, 1, 1])),
+    }
+    with pytest.raises(ValueError, match=said):
+        sc.prune(net, 0.5, **call | given)
+    assert sc.find_masks(net) is None
+    assert torch.equal(net.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dense": nn.Linear(4, 2)}, "dense= is a Linear: give a state dict"),
+        ({"solver": None}, "unknown solver None"),
+        ({"batches": 0}, "batches=0: how many batches to read, a whole number from 1"),
+        ({"step": "x"}, "step='x': give a function of model and batch"),
+    ],
+)
+def test_slips_of_a_reconstruction(given: dict[str, Any], said: str) -> None:
+    net = nn.Linear(4, 2)
+    sc.prune(net, 0.5)
+    before = net.weight.detach().clone()
+    with pytest.raises(ValueError, match=said):
+        sc.reconstruct(net, **{"data": torch.randn(8, 4)} | given)
+    assert torch.equal(net.weight, before)
+
+
+def test_a_scan_wants_a_function() -> None:
+    with pytest.raises(ValueError, match="evaluate=3: give a function of the model"):
+        sc.sensitivity(nn.Linear(4, 2), 3)  # type: ignore[arg-type]

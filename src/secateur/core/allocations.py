@@ -246,6 +246,10 @@ def resolve_allocation(value: str | AllocationEntry | Callable[..., dict[str, in
         >>> resolve_allocation("erk").reference
         'Evci et al. 2020, arXiv 1911.11134'
     """
+    if isinstance(value, str) and value.partition("(")[0] == "knapsack":
+        raise ValueError(
+            f"allocation {value!r}: a knapsack needs costs; give sc.knapsack(sc.costs(model, 'macs', ...))"
+        )
     return resolve("allocation", ALLOCATIONS, value, _by_hand)
 
 

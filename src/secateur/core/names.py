@@ -154,7 +154,7 @@ def lookup(kind: str, table: Mapping[str, T], name: str) -> T:
     """
     if name in table:
         return table[name]
-    raise ValueError(f"unknown {kind} {name!r}:{_nearest(name, table)} Known: {', '.join(sorted(table))}")
+    raise ValueError(f"unknown {kind} {name!r}:{_nearest(str(name), table)} Known: {', '.join(sorted(table))}")
 
 
 def resolve(kind: str, table: Mapping[str, E], value: str | E | Callable[..., Any], wrap: Callable[..., E]) -> E:
@@ -260,7 +260,8 @@ def _is_number(value: object) -> bool:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name.lower(), names, n=1)
     return f" did you mean {close[0]!r}?" if close else ""
 
 

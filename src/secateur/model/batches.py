@@ -45,6 +45,11 @@ def limited(data: Iterable[Batch] | tuple[Any, Any] | Mapping[str, Tensor], batc
         >>> len(list(limited([(x, y), (x, y), (x, y)], batches=2)))
         2
     """
+    given: Any = data
+    if type(batches) is not int or batches < 1:
+        raise ValueError(f"batches={batches!r}: how many batches to read, a whole number from 1")
+    if not isinstance(given, Iterable) and not hasattr(given, "__getitem__"):
+        raise ValueError(f"data={given!r}: give a loader, a list of batches, or one batch")
     one = isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor))
     count = 0
     for batch in islice(iter([data] if one else data), batches):
@@ -79,6 +84,8 @@ def check_functions(loss: object, step: object) -> None:
             ...
         ValueError: loss='cross_entropy': give a function of output and labels, e.g. loss=F.cross_entropy
     """
+    if isinstance(loss, type):
+        raise ValueError(f"loss={loss.__name__} is a class: give {loss.__name__}(), or a function of output and labels")
     if not (loss is None or callable(loss)):
         raise ValueError(f"loss={loss!r}: give a function of output and labels, e.g. loss=F.cross_entropy")
     if not (step is None or callable(step)):

@@ -8,15 +8,41 @@ between: a name survives all of that, an object does not.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["aliases", "canonical_names", "clean_name", "find_parameter", "parameters_by_name", "unwrap", "wrappers"]
+__all__ = [
+    "aliases",
+    "canonical_names",
+    "check_state",
+    "clean_name",
+    "find_parameter",
+    "parameters_by_name",
+    "unwrap",
+    "wrappers",
+]
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_of_ranks")
 """Attributes under which ``torch.compile``, ``CheckpointWrapper`` and ``OfRanks`` keep the module they wrap."""
+
+
+def check_state(state: object, argument: str) -> None:
+    """Refuse what is no state dict.
+
+    Raises:
+        ValueError: for modules, and whatever is no mapping.
+
+    Example:
+        >>> check_state(nn.Linear(2, 2), "init")
+        Traceback (most recent call last):
+            ...
+        ValueError: init= is a Linear: give a state dict, parameter name -> tensor, as model.state_dict()
+    """
+    if not isinstance(state, Mapping):
+        what = type(state).__name__
+        raise ValueError(f"{argument}= is a {what}: give a state dict, parameter name -> tensor, as model.state_dict()")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

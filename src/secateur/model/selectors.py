@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -37,7 +37,12 @@ def selected_by(
     Raises:
         ValueError: for an item that matches nothing, with the nearest names there are.
     """
-    items = [selector] if isinstance(selector, (str, type, nn.Module)) else list(selector)
+    given: Any = selector
+    if not isinstance(given, (str, type, nn.Module, Sequence, Set)):
+        raise ValueError(
+            f"{argument}={given!r}: give a name, a glob, a module type or a module of the model, or several"
+        )
+    items = [given] if isinstance(given, (str, type, nn.Module)) else list(given)
     chosen: list[tuple[Any, set[str]]] = []
     for item in items:
         found = _match(root, item, known) or _match(root, item, others)

@@ -14,14 +14,14 @@ from secateur.core import AllocationLike, CriterionLike, Within, allocate, evide
 from secateur.core import score as score_units
 from secateur.core.solvers import SOLVERS, SolverEntry, damped
 from secateur.core.units import parse_unit, unit_name
-from secateur.model.batches import LossFunction, StepFunction, limited, to_device
+from secateur.model.batches import LossFunction, StepFunction, check_functions, limited, to_device
 from secateur.model.edited import dense_values
 from secateur.model.evidence import Source, collect
 from secateur.model.evidence.input_sums import warn_of_idle
 from secateur.model.evidence.stages import Sequential, find_stages, own_biases, stage_grams, stage_pairs
 from secateur.model.graph.trace import tensor_names
 from secateur.model.masks import Masks, find_masks
-from secateur.model.names import clean_name, find_parameter, unwrap
+from secateur.model.names import check_state, clean_name, find_parameter, unwrap
 from secateur.model.selectors import Selector
 from secateur.model.sharding import is_sharded
 from secateur.model.targets import find_targets, known_weights
@@ -130,7 +130,7 @@ def reconstruct(
     """
     root, before, entry = unwrap(model), find_masks(model), lookup("solver", SOLVERS, solver)
     layout, mask_given = _layout(root, before, sparsity, entry, within, targets, exclude), _is_given(sparsity, within)
-    damped(torch.eye(1), damping)  # refuses before anything is changed
+    damped(torch.eye(1), damping), check_functions(loss, step)  # refuse before anything is changed
     read = _read(root, data, batches)
     values = _dense(root, before, layout, dense, strict=mask_given)
     keep, evidence = None, dict[str, dict[str, Tensor]]()
@@ -147,8 +147,7 @@ def _read(root: nn.Module, data: Any, batches: int) -> list[Any]:
     if data is None:
         raise ValueError("layers are reconstructed on calibration inputs: give data= (a loader, or one batch)")
     device = next(root.parameters()).device
-    given = [data] if isinstance(data, Tensor) else data
-    return [to_device(batch, device) for batch in limited(given, batches)]
+    return [to_device(batch, device) for batch in limited([data] if isinstance(data, Tensor) else data, batches)]
 
 
 def _run(
@@ -227,6 +226,7 @@ def _dense(
     strict: bool,
 ) -> dict[str, Tensor]:
     if dense is not None:
+        check_state(dense, "dense")
         given = {clean_name(name): tensor for name, tensor in dense.items()}
         for name, key in layout.items():
             if name not in given or tuple(given[name].shape) != key.shape:

@@ -184,6 +184,8 @@ def sensitivity(
         Li, Kadav, Durdanovic, Samet, Graf 2017, arXiv 1608.08710.
     """
     shares, parsed = _checked(model, sparsities, unit)
+    if not callable(evaluate):
+        raise ValueError(f"evaluate={evaluate!r}: give a function of the model that returns a figure, larger is better")
     layout = find_layout(model, targets, exclude, parsed, example_inputs, exact)
     scores = score(
         model, criterion, unit=parsed, targets=targets, exclude=exclude, example_inputs=example_inputs, exact=exact,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from secateur.model.batches import LossFunction, StepFunction, check_functions
+from secateur.model.names import check_state
 from secateur.model.ranks import Ranks
 from secateur.types import Evidence, Layout, Unit
 
@@ -48,6 +50,10 @@ class Source:
             raise ValueError(f"mode={self.mode!r}; known are 'eval' and 'train'")
         if type(self.batches) is not int or self.batches < 1:
             raise ValueError(f"batches={self.batches!r}: how many batches to read, a whole number from 1")
+        if self.init is not None:
+            check_state(self.init, "init")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
+            raise ValueError(f"seed={self.seed!r}: give a whole number")
         check_functions(self.loss, self.step)
 
 
