@@ -112,8 +112,7 @@ def reconstruct(
         The masks, and each layer's relative output error before and after.
 
     Raises:
-        ValueError: for bad choices, layers whose inputs cannot be read, and grams that are not positive definite; the
-            model is then as it was.
+        ValueError: for bad choices, inputs that cannot be read, and singular grams; the model is then as it was.
 
     Example:
         >>> import secateur as sc
@@ -130,7 +129,8 @@ def reconstruct(
     """
     root, before, entry = unwrap(model), find_masks(model), lookup("solver", SOLVERS, solver)
     layout, mask_given = _layout(root, before, sparsity, entry, within, targets, exclude), _is_given(sparsity, within)
-    damped(torch.eye(1), damping), check_functions(loss, step)  # refuse before anything is changed
+    damped(torch.eye(1), damping)  # refuses before anything is changed, as the next line
+    check_functions(loss, step)
     read = _read(root, data, batches)
     values = _dense(root, before, layout, dense, strict=mask_given)
     keep, evidence = None, dict[str, dict[str, Tensor]]()
