@@ -66,3 +66,13 @@ def test_every_command_is_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     described = re.findall(r"^secateur (\w+)", page.split("```")[1], re.M)
     assert described == [command.__name__ for command in COMMANDS]
+
+
+@pytest.mark.parametrize("name", ["CRITERIA", "ALLOCATIONS"])
+def test_every_method_is_weighed_against_the_others(name: str) -> None:
+    """Which method for me: each criterion and allocation is named where one chooses; `l1` is magnitude."""
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    table = {"CRITERIA": CRITERIA, "ALLOCATIONS": ALLOCATIONS}[name]
+    named = set(re.findall(r"`(\w+)(?:\([^`]*\))?`", page)) | {"l1"}
+    assert set(table) - named - {"magnitude"} == set()
+    assert "Magnitude (unit `weight`)" in page
