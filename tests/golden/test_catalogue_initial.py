@@ -181,3 +181,56 @@ def test_p3_random_with_the_densities_of_erdos_renyi_keeps_every_layer() -> None
     counts = [masks.kept(name) for name in masks]
     assert sum(counts) == 2662
     assert all(count > 100 for count in counts)
+
+
+def test_p2_trained_networks_order_the_criteria() -> None:
+    """Three seeds: large final weights matter, small ones do not, random and initial are between.
+
+    Gradients vanish where training has converged: what reads them alone fails on some seeds.
+    """
+    ends: dict[str, list[float]] = {}
+    for seed in range(3):
+        (x, y), net = clusters(seed), mlp(seed)
+        init = {n: t.clone() for n, t in net.state_dict().items()}
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        for _ in range(150):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+        given = {"init": init, "data": list(zip(x.split(10), y.split(10), strict=True)), "batches": 60}
+        for name in (
+            "large_final",
+            "magnitude_increase",
+            "movement",
+            "large_init",
+            "random",
+            "small_final",
+            "fisher",
+            "snip",
+        ):
+            _, masks = sc.prune(
+                net, 0.7, criterion=name, loss=F.cross_entropy, inplace=False, min_density=None, **given
+            )
+            with sc.masked(net, masks), torch.no_grad():
+                ends.setdefault(name, []).append(float((net(x).argmax(1) == y).float().mean()))
+    assert min(ends["large_final"]) >= 0.998
+    assert min(ends["magnitude_increase"]) >= 0.99
+    assert min(ends["movement"]) >= 0.99
+    assert max(ends["small_final"]) < 0.3
+    for random, initial in zip(ends["random"], ends["large_init"], strict=True):
+        assert 0.2 <= random < initial <= 1.0
+    assert min(ends["fisher"]) < 0.9 > min(ends["snip"]), "the trap is there"
+
+
+def test_p3_random_weights_keep_the_layers_proportions_and_lose_their_paths() -> None:
+    """One draw of the catalogue kept [2354, 300, 8] of the weights at density .01, 149 of them on a path."""
+    paths = []
+    for seed in range(5):
+        net = lenet(biases=True)
+        masks = sc.prune(net, 0.99, criterion="random", seed=seed, min_density=None)
+        for name, size in zip(masks, (235_200, 30_000, 1_000), strict=True):
+            assert abs(masks.kept(name) - size / 100) < 4 * (size * 0.01 * 0.99) ** 0.5
+        paths.append(sc.effective(net).effective)
+        sc.prune(net, 0.999, criterion="random", seed=seed, min_density=None)
+        assert sc.effective(net).effective == 0
+    assert all(20 < path < 500 for path in paths), paths

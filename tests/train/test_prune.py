@@ -146,29 +146,6 @@ def test_magnitude_at_initialisation_empties_the_widest_layer():
     assert [masks.kept(n) for n in masks] == [0, 2208, 454]
 
 
-def test_trained_networks_order_the_criteria_as_the_catalogue_found():
-    """Catalogue 4.8, P2: large final weights matter, small final ones do not, random is between."""
-    x, y = clusters()
-    net = mlp()
-    init = {n: t.clone() for n, t in net.state_dict().items()}
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    for _ in range(150):
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
-
-    def accuracy(criterion: str) -> float:
-        _, masks = sc.prune(net, 0.7, criterion=criterion, init=init, inplace=False, min_density=None)
-        with sc.masked(net, masks), torch.no_grad():
-            return float((net(x).argmax(1) == y).float().mean())
-
-    assert accuracy("large_final") == 1.0
-    assert accuracy("magnitude_increase") >= 0.99
-    assert accuracy("movement") >= 0.99
-    assert accuracy("small_final") < 0.4
-    assert accuracy("random") < accuracy("large_init") < 1.0
-
-
 @pytest.mark.parametrize("within", ["row", NM(2, 4), NM(1, 4)])
 def test_windows(within: str | NM):
     net = mlp()
