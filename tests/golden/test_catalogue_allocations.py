@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.core import allocate, parse_unit
 from secateur.core.knapsack import best_subset, greedy_subset
-from secateur.types import KeyLayout
+from secateur.types import AllocationEntry, KeyLayout
 
 COSTS, IMPORTANCE = (6, 5, 5, 3), (7.0, 5.5, 5.5, 2.0)
 
@@ -93,3 +94,18 @@ def test_owl_in_a_network_follows_its_definition() -> None:
         sc.prune(copy.deepcopy(net), 0.5, criterion="small_final", allocation="owl")
     with pytest.raises(ValueError, match=r"spread=0\.7"):
         sc.prune(copy.deepcopy(net), 0.5, allocation="owl(spread=0.7)")
+
+
+def test_e3_hans_threshold_of_standard_deviations() -> None:
+    def han(weight: Mapping[str, Tensor], *, quality: float = 0.5) -> dict[str, int]:
+        found.update({name: float(w.double().std(unbiased=False)) for name, w in weight.items()})
+        return {name: int((w.abs() >= quality * found[name]).sum()) for name, w in weight.items()}
+
+    found: dict[str, float] = {}
+    net = nn.Linear(8, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.1, -0.2, 0.05, 0.4, -0.6, 0.02, 0.3, -0.01]]))
+    rule = AllocationEntry(han, "|w| < q std(layer)", "Han et al. 2015, arXiv 1506.02626", own_total=True)
+    masks = sc.prune(net, 0.9, allocation=rule, targets="weight")
+    assert found["weight"] == pytest.approx(0.287782, abs=5e-7)
+    assert (~masks["weight"]).flatten().nonzero().flatten().tolist() == [0, 2, 5, 7]
