@@ -160,7 +160,7 @@ ROWS: Mapping[str, CriterionEntry] = {
         "unit",
         "mean",
         "batches",
-        "1 - share of zeros (or of sizes up to eps) among each channel's activations",
+        "1 - share of zeros (up to eps) in each channel",
         "Hu et al. 2016, arXiv 1607.03250",
         units=frozenset({"channel", "filter"}),
         batches=10,
