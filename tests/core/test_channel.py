@@ -33,7 +33,7 @@ def _scores(layout: dict[str, KeyLayout], seed: int = 0) -> dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum", "l2", "rms", "max"])
-@pytest.mark.parametrize("spec", ["channel", "channel(all)"])
+@pytest.mark.parametrize("spec", ["channel", "channel(all)", "channel(out, weights)", "channel(all, weights)"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_pooling_is_the_mean_over_members_of_their_scores(name: str, spec: str, reduce: str) -> None:
     layout, unit = LAYOUTS[name], parse_unit(spec)[0]
@@ -42,7 +42,7 @@ def test_pooling_is_the_mean_over_members_of_their_scores(name: str, spec: str, 
     assert list(pooled) == list(layout)
     for group, key in layout.items():
         assert pooled[group].dtype == torch.float64
-        slow = pool_slowly(scores, key, reduce, everything=spec != "channel")
+        slow = pool_slowly(scores, key, reduce, everything="all" in spec, pooled="weights" in spec)
         assert pooled[group].tolist() == pytest.approx(slow, abs=1e-12)
 
 
@@ -105,6 +105,8 @@ def test_scores_of_outputs_add_up_over_positions_and_are_averaged_over_producers
     assert found["a.weight"].tolist() == expected
     only_a = score("gate_taylor", {"gate_grad_sq": {"a.weight": outputs["a.weight"]}}, RESIDUAL, Channel())
     assert only_a["a.weight"].tolist() == [1.0, 2.0, 3.0, 4.0]
+    together = score("gate_taylor", {"gate_grad_sq": outputs}, RESIDUAL, Channel(over="weights"))
+    assert together["a.weight"].tolist() == [2 * one for one in expected]
     with pytest.raises(ValueError, match="unit 0 has no output that is scored"):
         score("gate_taylor", {"gate_grad_sq": {}}, RESIDUAL, Channel())
     with pytest.raises(ValueError, match="reads the evidence 'gate_grad_sq'"):

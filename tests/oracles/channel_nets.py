@@ -125,18 +125,21 @@ def elements(key: KeyLayout, unit: int, only: set[str] | None = None) -> list[tu
     return found
 
 
-def pool_slowly(scores: Mapping[str, Tensor], key: KeyLayout, reduce: str, *, everything: bool = False) -> list[float]:
+def pool_slowly(
+    scores: Mapping[str, Tensor], key: KeyLayout, reduce: str, *, everything: bool = False, pooled: bool = False
+) -> list[float]:
     """Scores of the units of one group: the mean over members of their scores, by Python's own arithmetic."""
     found = []
     for unit in range(key.shape[0]):
-        each = []
+        each, together = [], list[float]()
         for one in key.members:
             alone = KeyLayout(key.shape, "group", members=(one,))
             places = elements(alone, unit, None if everything else {"out"})
             values = [float(scores[name][index]) for name, index in places if scores[name].dim() >= 2]
+            together += values
             if values:
                 each.append(reduced(values, reduce))
-        found.append(math.fsum(each) / len(each))
+        found.append(reduced(together, reduce) if pooled else math.fsum(each) / len(each))
     return found
 
 

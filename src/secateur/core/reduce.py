@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.core.canonical import wide
 from secateur.types import Layout, Reduce, Tensors
 
-__all__ = ["MemberMean", "check_shapes", "known_reduce", "reduce_axes"]
+__all__ = ["MemberScores", "check_shapes", "known_reduce", "reduce_axes"]
 
 
 def check_shapes(what: str, tensors: Tensors, layout: Layout, expected: Callable[[str], tuple[int, ...]]) -> None:
@@ -66,39 +66,46 @@ _SUMS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 @final
-class MemberMean:
+class MemberScores:
     """Scores of units that several tensors make up: reduced in each member, then the mean of those that have the unit.
 
     On the CPU: index_add on a GPU would add in a random order.
 
     Args:
         units: how many.
+        reduce: the elements of one member.
+        pooled: reduce over the elements of all members at once instead.
 
     Example:
-        >>> mean = MemberMean(2)
-        >>> mean.add(torch.tensor([[1.0, 3.0], [5.0, 5.0]]), torch.tensor([0, 1]), "mean")
-        >>> mean.add(torch.tensor([[4.0]]), torch.tensor([0]), "mean")
-        >>> mean.result([torch.zeros(1)]).tolist()
+        >>> for pooled in (False, True):
+        ...     scores = MemberScores(2, "mean", pooled)
+        ...     scores.add(torch.tensor([[1.0, 3.0], [5.0, 5.0]]), torch.tensor([0, 1]))
+        ...     scores.add(torch.tensor([[5.0]]), torch.tensor([0]))
+        ...     scores.result([torch.zeros(1)]).tolist()
+        [3.5, 5.0]
         [3.0, 5.0]
     """
 
-    def __init__(self, units: int) -> None:
-        self._total = torch.zeros(units, dtype=torch.float64)
-        self._members = torch.zeros(units, dtype=torch.int64)
+    def __init__(self, units: int, reduce: Reduce, pooled: bool = False) -> None:
+        self._reduce, self._pooled = reduce, pooled
+        self._along = {"mean": "sum", "rms": "l2"}.get(reduce, reduce)
+        self._none = torch.full((units,), -torch.inf if reduce == "max" else 0.0, dtype=torch.float64)
+        self._all, self._counts = self._none.clone(), torch.zeros_like(self._none)
+        self._total, self._members = torch.zeros_like(self._none), torch.zeros(units, dtype=torch.int64)
 
-    def add(self, rows: Tensor, owner: Tensor, reduce: Reduce) -> None:
+    def add(self, rows: Tensor, owner: Tensor) -> None:
         """One member: ``rows`` [positions, elements], ``owner`` [positions]."""
-        along = {"mean": "sum", "rms": "l2"}.get(reduce, reduce)
-        values, own = _SUMS[along](wide(rows)).cpu(), torch.zeros_like(self._total)
-        counts = own.index_add(0, owner, torch.full(owner.shape, rows.shape[1], dtype=torch.float64))
-        if along == "max":
-            own = (own - torch.inf).scatter_reduce_(0, owner, values, "amax")
+        values, own = _SUMS[self._along](wide(rows)).cpu(), self._none.clone()
+        counts = torch.zeros_like(own).index_add_(0, owner, torch.full(owner.shape, rows.shape[1], dtype=own.dtype))
+        if self._along == "max":
+            own.scatter_reduce_(0, owner, values, "amax")
+            self._all = self._all.maximum(own)
         else:
             own.index_add_(0, owner, values)
-        own = own / counts.clamp(min=1) if reduce in ("mean", "rms") else own
-        own = own.sqrt() if along == "l2" else own
+            self._all += own
+        self._counts += counts
         there = counts > 0
-        self._total[there] += own[there]
+        self._total[there] += self._reduced(own, counts)[there]
         self._members += there
 
     def missing(self) -> int | None:
@@ -110,4 +117,9 @@ class MemberMean:
         """``[units]``, on the device of the first of them, in float64 if one of them is."""
         tensors = list(like)
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
-        return (self._total / self._members).to(tensors[0].device, torch.float64 if double else torch.float32)
+        found = self._reduced(self._all, self._counts) if self._pooled else self._total / self._members
+        return found.to(tensors[0].device, torch.float64 if double else torch.float32)
+
+    def _reduced(self, sums: Tensor, counts: Tensor) -> Tensor:
+        sums = sums / counts.clamp(min=1) if self._reduce in ("mean", "rms") else sums
+        return sums.sqrt() if self._along == "l2" else sums

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.canonical import wide
-from secateur.core.reduce import MemberMean, check_shapes, known_reduce
+from secateur.core.reduce import MemberScores, check_shapes, known_reduce
 from secateur.types import KeyLayout, Layout, Member, Reduce, Tensors, Unit
 
 __all__ = ["Channel", "evidence_layout", "owned_rows", "parameter_layout", "producer_shape", "touching"]
@@ -27,9 +27,11 @@ class Channel:
     Args:
         scored: whose weights make a unit's score: ``"out"``, those of the producers (all where a group has
             none), or ``"all"``. Tensors with one axis (biases, norms) are masked along, but never scored.
+        over: ``"members"``: each of these tensors is reduced by itself, and the unit is their mean, so that one with
+            few weights counts as much as one with many; ``"weights"``: all of their weights are reduced together.
 
     Raises:
-        ValueError: for another word.
+        ValueError: for other words.
 
     Example:
         >>> producer = Member("a", (2, 3), 0, "out", (0, 1))
@@ -43,14 +45,21 @@ class Channel:
     """
 
     scored: Literal["out", "all"] = "out"
+    over: Literal["members", "weights"] = "members"
 
     def __post_init__(self) -> None:
         if self.scored not in ("out", "all"):
             raise ValueError(f"channel({self.scored}): take 'channel' (scored by the producers) or 'channel(all)'")
+        if self.over not in ("members", "weights"):
+            raise ValueError(
+                f"channel({self.scored}, {self.over}): take 'members' (their mean) or 'weights' (all at once)"
+            )
 
     @property
     def spec(self) -> str:
-        """``"channel"``, or ``"channel(all)"``."""
+        """``"channel"``, ``"channel(all)"``, or these with ``weights``."""
+        if self.over == "weights":
+            return f"channel({self.scored}, weights)"
         return "channel" if self.scored == "out" else "channel(all)"
 
     def grid(self, layout: KeyLayout) -> tuple[int, ...]:
@@ -61,17 +70,16 @@ class Channel:
     def pool(self, scores: Tensors, layout: Layout, reduce: Reduce = "mean") -> dict[str, Tensor]:
         """Scores of parameters -> scores of units: reduce over the elements of each member, then the mean of members.
 
-        So a member with few weights counts as much as one with many, and a unit that several layers make is not
-        larger for that. A unit that only some members have (side by side in a group) is the mean of those. Bool tensors
-        say for each unit whether anything of it, biases and norms too, is kept: a neighbouring group may have removed
-        the rest.
+        So a unit that several layers make is not larger for that (with ``over="weights"`` it is, by a sum). A unit that
+        only some members have, side by side in a group, is the mean of those. Bool tensors say for each unit whether
+        anything of it, biases and norms too, is kept: a neighbouring group may have removed the rest.
         """
         parameters = parameter_layout(layout)
         check_shapes("scores", scores, parameters, lambda key: parameters[key].shape)
         if all(score.dtype == torch.bool for score in scores.values()):
             return {group: _any_kept(scores, group, key) for group, key in layout.items()}
         known_reduce(reduce)
-        return {group: _pool(scores, group, key, self.members(key), reduce) for group, key in layout.items()}
+        return {group: self._pool(scores, group, key, reduce) for group, key in layout.items()}
 
     def expand(self, unit_masks: Tensors, layout: Layout) -> dict[str, Tensor]:
         """Masks of units -> masks of parameters: an element stays if every unit that it belongs to stays."""
@@ -100,6 +108,23 @@ class Channel:
         producers = tuple(member for member in weights if member.part == "out")
         return producers if self.scored == "out" and producers else weights
 
+    def _pool(self, scores: Tensors, group: str, key: KeyLayout, reduce: Reduce) -> Tensor:
+        """[units]."""
+        members = self.members(key)
+        if missing := [member.name for member in members if member.name not in scores]:
+            raise ValueError(
+                f"group {group!r} is scored by the weights of {missing[0]!r}, for which there are no scores"
+            )
+        found = MemberScores(key.shape[0], reduce, self.over == "weights")
+        for member in members:
+            found.add(*owned_rows(scores[member.name], member))
+        if (unit := found.missing()) is not None:
+            raise ValueError(
+                f"group {group!r}: unit {unit} has no weight among the producers, so it has no score; take "
+                "unit='channel(all)'"
+            )
+        return found.result(scores[member.name] for member in members)
+
     def add_up(self, outputs: Tensors, layout: Layout, reduce: Reduce = "sum") -> dict[str, Tensor]:
         """Scores of the outputs of producers -> scores of units: their sum or mean in each producer, the mean of these.
 
@@ -116,7 +141,8 @@ class Channel:
         Raises:
             ValueError: for a unit without any scored output.
         """
-        return {group: _add_up(outputs, group, key, reduce) for group, key in layout.items()}
+        pooled = self.over == "weights"
+        return {group: _add_up(outputs, group, key, reduce, pooled) for group, key in layout.items()}
 
 
 def parameter_layout(layout: Layout) -> dict[str, KeyLayout]:
@@ -223,21 +249,6 @@ def _by_shape(shape: tuple[int, ...]) -> KeyLayout:
     return KeyLayout(shape, "linear" if len(shape) <= 2 else "conv")
 
 
-def _pool(scores: Tensors, group: str, key: KeyLayout, members: tuple[Member, ...], reduce: Reduce) -> Tensor:
-    """[units]."""
-    if missing := [member.name for member in members if member.name not in scores]:
-        raise ValueError(f"group {group!r} is scored by the weights of {missing[0]!r}, for which there are no scores")
-    mean = MemberMean(key.shape[0])
-    for member in members:
-        mean.add(*owned_rows(scores[member.name], member), reduce)
-    if (unit := mean.missing()) is not None:
-        raise ValueError(
-            f"group {group!r}: unit {unit} has no weight among the producers, so it has no score; take "
-            "unit='channel(all)'"
-        )
-    return mean.result(scores[member.name] for member in members)
-
-
 def _any_kept(masks: Tensors, group: str, key: KeyLayout) -> Tensor:
     members = [member for member in key.members if member.name in masks and member.part != "direction"]
     if not members:
@@ -249,17 +260,17 @@ def _any_kept(masks: Tensors, group: str, key: KeyLayout) -> Tensor:
     return (kept > 0).to(masks[members[0].name].device)
 
 
-def _add_up(outputs: Tensors, group: str, key: KeyLayout, reduce: Reduce) -> Tensor:
+def _add_up(outputs: Tensors, group: str, key: KeyLayout, reduce: Reduce, pooled: bool) -> Tensor:
     producers = [member for member in key.members if member.part == "out" and member.name in outputs]
-    mean = MemberMean(key.shape[0])
+    found = MemberScores(key.shape[0], "mean" if reduce == "mean" else "sum", pooled)
     for member in producers:
         score, positions = outputs[member.name], len(member.owner)
         if score.dim() != 1 or score.numel() % positions:
             raise ValueError(f"{member.name!r} has {positions} outputs, its scores have shape {tuple(score.shape)}")
-        mean.add(*owned_rows(wide(score).view(-1, positions).T, member, dim=0), "mean" if reduce == "mean" else "sum")
-    if (unit := mean.missing()) is not None:
+        found.add(*owned_rows(wide(score).view(-1, positions).T, member, dim=0))
+    if (unit := found.missing()) is not None:
         raise ValueError(f"group {group!r}: unit {unit} has no output that is scored")
-    return mean.result(outputs[member.name] for member in producers)
+    return found.result(outputs[member.name] for member in producers)
 
 
 def owned_rows(tensor: Tensor, member: Member, dim: int | None = None) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,8 @@ UNITS: Mapping[str, UnitEntry] = {
     "block": UnitEntry(Block, "block(rows, columns): tile of the 2-D view [O, I*kh*kw]"),
     "layer": UnitEntry(Layer, "whole layers"),
     "channel": UnitEntry(
-        Channel, "every slice of a coupled channel; scored by its producers, channel(all) by its readers too"
+        Channel,
+        "every slice of a coupled channel; scored by its producers, channel(all) by its readers too",
     ),
 }
 
@@ -122,5 +123,5 @@ def unit_sizes(unit: Unit, layout: Layout) -> dict[str, int]:
 
 
 def _quoted(spec: str) -> str:
-    """Words as arguments are strings: ``"channel(all)"`` reads as ``"channel('all')"``."""
-    return re.sub(r"\(\s*([a-z]+)\s*\)", r"('\1')", spec)
+    """Words as arguments are strings: ``"channel(all, weights)"`` reads as ``"channel('all', 'weights')"``."""
+    return re.sub(r"(?<=[(,])\s*([a-z]+)\s*(?=[,)])", r"'\1'", spec)
