@@ -142,6 +142,12 @@ def test_slips_are_named_before_anything_is_read(given: dict[str, Any], said: st
     assert torch.equal(net.weight, before)
 
 
+def test_names_may_come_from_any_iterable() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    masks = sc.prune(net, 0.5, targets=(name for name in ("1.weight",)))
+    assert list(masks) == ["1.weight"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

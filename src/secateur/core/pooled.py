@@ -44,10 +44,10 @@ def global_(scores: Tensors, keep: int, floors: Mapping[str, int], *, normalise:
     Reference:
         Follows from the definition; protection as catalogued for layer collapse.
     """
-    if normalise not in _SIZES:
+    if normalise not in ("none", *_SIZES):
         raise ValueError(
-            f"global(normalise={normalise!r}): take {', '.join(map(repr, _SIZES))}, or allocation='lamp', which weighs "
-            "each score against those above it"
+            f"global(normalise={normalise!r}): take 'none', {', '.join(map(repr, _SIZES))}, or allocation='lamp', "
+            "which weighs each score against those above it"
         )
     if normalise != "none":
         scores = {key: _normalised(score, normalise) for key, score in scores.items()}
@@ -71,7 +71,6 @@ def global_(scores: Tensors, keep: int, floors: Mapping[str, int], *, normalise:
 
 
 _SIZES: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda sizes: sizes.new_ones(()),
     "mean": lambda sizes: sizes.mean(),
     "max": lambda sizes: sizes.max(),
     "l2": lambda sizes: sizes.square().sum().sqrt(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -38,7 +38,7 @@ def selected_by(
         ValueError: for an item that matches nothing, with the nearest names there are.
     """
     given: Any = selector
-    if not isinstance(given, (str, type, nn.Module, Sequence, Set)):
+    if not isinstance(given, (str, type, nn.Module, Iterable)):
         raise ValueError(
             f"{argument}={given!r}: give a name, a glob, a module type or a module of the model, or several"
         )

@@ -49,13 +49,10 @@ def apoz(activation_zeros: Tensor, *, eps: float | None = None) -> Tensor:
             they are read.
         eps: largest size that counts as zero, 0 or more. None: exactly zero behind ReLU and its like, and where a
             function makes no zeros (GELU, SiLU) 5 % of the root mean square of the layer's activations in the first
-            batch.
+            batch. Where activations are read, an ``eps`` below 0, or one that is no number, is refused.
 
     Returns:
         Scores, one per channel, at least float32.
-
-    Raises:
-        ValueError: for a negative ``eps``, or one that is no number.
 
     Example:
         >>> import torch
