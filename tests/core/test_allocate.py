@@ -95,6 +95,8 @@ def test_normalising_takes_the_size_of_a_layer_away_and_keeps_signs() -> None:
     assert allocate("global", sparsity=0.6, **call) == {"a": 1, "b": 3, "c": 0}
     assert allocate("global(normalise='mean')", sparsity=0.6, **call) == {"a": 2, "b": 2, "c": 0}
     assert allocate("global(normalise='max')", sparsity=0.2, **call) == {"a": 3, "b": 3, "c": 2}
+    scores |= {"a": torch.tensor([[1.0, -2.0, 3.0, 6.0]]), "b": torch.tensor([[1.0, 2.0, 3.0, 6.5]])}
+    assert allocate("global(normalise='mean')", sparsity=0.9, **call) == {"a": 0, "b": 1, "c": 0}, "6 / 3 < 6.5 / 3.125"
     with pytest.raises(
         ValueError, match=r"global\(normalise='lamp'\): take 'none', 'mean', 'max', 'l2', or allocation="
     ):
