@@ -71,9 +71,9 @@ def shrunk(dense: nn.Module, macs: float, criterion: str, train: Data, seed: int
     return sc.shrink(dense, example_inputs=train[0][:2], macs=macs, criterion=criterion, seed=seed, **needs)
 
 
-def train_one_epoch(model: nn.Module, data: Data) -> None:
+def train_one_epoch(model: nn.Module, data: Data, seed: int = 0) -> None:
     """SGD with momentum, learning rate .01 falling to zero, flips; batches of 128."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     order = torch.randperm(len(data[0]))
     steps = -(-len(order) // 128)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)

@@ -186,6 +186,16 @@ def test_tables_that_are_missing_or_single(nets: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("unit", ["channel(all)", "channel(out, weights)"])
+def test_channels_make_it_faster_however_they_are_scored(nets: Path, unit: str) -> None:
+    stage = ('unit = "channel"\ncriterion = "l2"', f'unit = "{unit}"')
+    assert prepare(read_recipe(written(nets, stage, ("bytes = 0.5", "macs = 0.5")))).data.keys() == {
+        "train",
+        "valid",
+        "test",
+    }
+
+
 def test_masks_alone_make_nothing_faster(nets: Path) -> None:
     masks = ('unit = "channel"\ncriterion = "l2"', 'unit = "weight"')
     told = mistakes(written(nets, masks, ("bytes = 0.5", "speedup = 2\nmacs = 0.5")))

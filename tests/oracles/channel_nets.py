@@ -128,18 +128,23 @@ def elements(key: KeyLayout, unit: int, only: set[str] | None = None) -> list[tu
 def pool_slowly(
     scores: Mapping[str, Tensor], key: KeyLayout, reduce: str, *, everything: bool = False, pooled: bool = False
 ) -> list[float]:
-    """Scores of the units of one group: the mean over members of their scores, by Python's own arithmetic."""
+    """Scores of the units of one group, by Python's own arithmetic.
+
+    The mean over members of their sums, norms or maxima; averages are this over the same of ones.
+    """
     found = []
+    total = {"mean": "sum", "rms": "l2"}.get(reduce, reduce)
     for unit in range(key.shape[0]):
-        each, together = [], list[float]()
+        each, ones, together = [], [], list[float]()
         for one in key.members:
             alone = KeyLayout(key.shape, "group", members=(one,))
             places = elements(alone, unit, None if everything else {"out"})
             values = [float(scores[name][index]) for name, index in places if scores[name].dim() >= 2]
             together += values
             if values:
-                each.append(reduced(values, reduce))
-        found.append(reduced(together, reduce) if pooled else math.fsum(each) / len(each))
+                each.append(reduced(values, total))
+                ones.append(reduced([1.0] * len(values), total) if total != reduce else 1.0)
+        found.append(reduced(together, reduce) if pooled else math.fsum(each) / math.fsum(ones))
     return found
 
 

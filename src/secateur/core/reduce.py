@@ -67,7 +67,15 @@ _SUMS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @final
 class MemberScores:
-    """Scores of units that several tensors make up: reduced in each member, then the mean of those that have the unit.
+    """Scores of units that several tensors make up: the mean of what it comes to in each, of those that have the unit.
+
+    With ``T_m`` the sum, norm or maximum of the ``n_m`` elements of member m, and means over members:
+
+        sum, l2, max    mean_m T_m
+        mean            mean_m T_m / mean_m n_m          rms    mean_m T_m / mean_m sqrt(n_m)
+
+    ``mean`` and ``rms`` divide by what ones would come to, so that units of small and large layers are comparable;
+    within a unit a large member still counts for more than a small one, as its sum or norm is.
 
     On the CPU: index_add on a GPU would add in a random order.
 
@@ -78,20 +86,20 @@ class MemberScores:
 
     Example:
         >>> for pooled in (False, True):
-        ...     scores = MemberScores(2, "mean", pooled)
-        ...     scores.add(torch.tensor([[1.0, 3.0], [5.0, 5.0]]), torch.tensor([0, 1]))
-        ...     scores.add(torch.tensor([[5.0]]), torch.tensor([0]))
+        ...     scores = MemberScores(2, "l2", pooled)
+        ...     scores.add(torch.tensor([[3.0, 4.0], [5.0, 0.0]]), torch.tensor([0, 1]))
+        ...     scores.add(torch.tensor([[12.0]]), torch.tensor([0]))
         ...     scores.result([torch.zeros(1)]).tolist()
-        [3.5, 5.0]
-        [3.0, 5.0]
+        [8.5, 5.0]
+        [13.0, 5.0]
     """
 
     def __init__(self, units: int, reduce: Reduce, pooled: bool = False) -> None:
         self._reduce, self._pooled = reduce, pooled
         self._along = {"mean": "sum", "rms": "l2"}.get(reduce, reduce)
         self._none = torch.full((units,), -torch.inf if reduce == "max" else 0.0, dtype=torch.float64)
-        self._all, self._counts = self._none.clone(), torch.zeros_like(self._none)
-        self._total, self._members = torch.zeros_like(self._none), torch.zeros(units, dtype=torch.int64)
+        self._all, self._count = self._none.clone(), torch.zeros_like(self._none)
+        self._total, self._ones, self._members = (torch.zeros_like(self._none) for _ in range(3))
 
     def add(self, rows: Tensor, owner: Tensor) -> None:
         """One member: ``rows`` [positions, elements], ``owner`` [positions]."""
@@ -103,10 +111,11 @@ class MemberScores:
         else:
             own.index_add_(0, owner, values)
             self._all += own
-        self._counts += counts
         there = counts > 0
-        self._total[there] += self._reduced(own, counts)[there]
+        self._count += counts
         self._members += there
+        self._ones += self._rooted(counts)
+        self._total[there] += self._rooted(own)[there]
 
     def missing(self) -> int | None:
         """The first unit that no member has."""
@@ -117,9 +126,14 @@ class MemberScores:
         """``[units]``, on the device of the first of them, in float64 if one of them is."""
         tensors = list(like)
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
-        found = self._reduced(self._all, self._counts) if self._pooled else self._total / self._members
-        return found.to(tensors[0].device, torch.float64 if double else torch.float32)
+        return self._scores().to(tensors[0].device, torch.float64 if double else torch.float32)
 
-    def _reduced(self, sums: Tensor, counts: Tensor) -> Tensor:
-        sums = sums / counts.clamp(min=1) if self._reduce in ("mean", "rms") else sums
+    def _scores(self) -> Tensor:
+        if self._pooled:
+            found, ones = self._rooted(self._all), self._rooted(self._count)
+        else:
+            found, ones = self._total / self._members, self._ones / self._members
+        return found / ones if self._reduce in ("mean", "rms") else found
+
+    def _rooted(self, sums: Tensor) -> Tensor:
         return sums.sqrt() if self._along == "l2" else sums

@@ -27,8 +27,8 @@ class Channel:
     Args:
         scored: whose weights make a unit's score: ``"out"``, those of the producers (all where a group has
             none), or ``"all"``. Tensors with one axis (biases, norms) are masked along, but never scored.
-        over: ``"members"``: each of these tensors is reduced by itself, and the unit is their mean, so that one with
-            few weights counts as much as one with many; ``"weights"``: all of their weights are reduced together.
+        over: ``"members"``: each of these tensors is reduced by itself, and the unit is their mean; ``"weights"``:
+            all of their weights are reduced together. Means are the same by both, norms and maxima are not.
 
     Raises:
         ValueError: for other words.
@@ -68,11 +68,12 @@ class Channel:
         return layout.shape
 
     def pool(self, scores: Tensors, layout: Layout, reduce: Reduce = "mean") -> dict[str, Tensor]:
-        """Scores of parameters -> scores of units: reduce over the elements of each member, then the mean of members.
+        """Scores of parameters -> scores of units: the sum, norm or maximum in each member, then the mean of members.
 
-        So a unit that several layers make is not larger for that (with ``over="weights"`` it is, by a sum). A unit that
-        only some members have, side by side in a group, is the mean of those. Bool tensors say for each unit whether
-        anything of it, biases and norms too, is kept: a neighbouring group may have removed the rest.
+        So a unit that several layers make is not larger for that (with ``over="weights"`` it is, by a sum). ``"mean"``
+        and ``"rms"`` divide that mean by what ones would come to. A unit that only some members have,
+        side by side in a group, is the mean of those. Bool tensors say for each unit whether anything of it, biases and
+        norms too, is kept: a neighbouring group may have removed the rest.
         """
         parameters = parameter_layout(layout)
         check_shapes("scores", scores, parameters, lambda key: parameters[key].shape)
@@ -262,15 +263,25 @@ def _any_kept(masks: Tensors, group: str, key: KeyLayout) -> Tensor:
 
 def _add_up(outputs: Tensors, group: str, key: KeyLayout, reduce: Reduce, pooled: bool) -> Tensor:
     producers = [member for member in key.members if member.part == "out" and member.name in outputs]
-    found = MemberScores(key.shape[0], "mean" if reduce == "mean" else "sum", pooled)
+    how: Reduce = "mean" if reduce == "mean" else "sum"
+    found = MemberScores(key.shape[0], how, pooled)
     for member in producers:
         score, positions = outputs[member.name], len(member.owner)
         if score.dim() != 1 or score.numel() % positions:
             raise ValueError(f"{member.name!r} has {positions} outputs, its scores have shape {tuple(score.shape)}")
-        found.add(*owned_rows(wide(score).view(-1, positions).T, member, dim=0))
+        rows, owner = owned_rows(wide(score).view(-1, positions).T, member, dim=0)
+        found.add(*((rows, owner) if pooled or how == "sum" else _rates(rows, owner, key.shape[0])))
     if (unit := found.missing()) is not None:
         raise ValueError(f"group {group!r}: unit {unit} has no output that is scored")
     return found.result(outputs[member.name] for member in producers)
+
+
+def _rates(rows: Tensor, owner: Tensor, units: int) -> tuple[Tensor, Tensor]:
+    """One value for each unit of a member: a rate is not larger in a layer that has more outputs of a unit."""
+    own = MemberScores(units, "mean")
+    own.add(rows, owner)
+    there = torch.zeros(units, dtype=torch.bool).index_fill_(0, owner, True).nonzero()[:, 0]
+    return own.result([rows.double()])[there][:, None], there
 
 
 def owned_rows(tensor: Tensor, member: Member, dim: int | None = None) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from secateur.core import CriterionLike, evidence_needed, resolve_criterion, settings_needed
+from secateur.core import CriterionLike, evidence_needed, parse_unit, resolve_criterion, settings_needed
 from secateur.core import score as score_units
 from secateur.core.unit_channel import Channel
 from secateur.measure.count import count
@@ -18,6 +18,7 @@ from secateur.model.evidence import Source, collect
 from secateur.model.graph.cutting import Keep
 from secateur.model.graph.examples import Example
 from secateur.model.graph.group import Groups
+from secateur.model.graph.solve import Freedom
 from secateur.model.graph.trace import tensor_names
 from secateur.model.group_targets import select_groups
 from secateur.model.selectors import Selector
@@ -27,7 +28,7 @@ from secateur.train.ranking import Spread
 from secateur.train.shrinkage import Figures, Shrinkage, Width
 from secateur.train.widths import RoundTo
 
-__all__ = ["Wish", "choose_units", "inputs_of", "report_on"]
+__all__ = ["Wish", "choose_units", "freedom_of", "inputs_of", "report_on"]
 
 _OUTPUT = "it is an output of the model"
 _LISTED = 6
@@ -45,6 +46,7 @@ class Wish:
         exclude: layers that stay as they are.
         round_to: multiples of widths.
         allocation: how scores of different groups compare.
+        unit: whose scores make a unit's, and how they come together.
     """
 
     budget: Budget
@@ -54,6 +56,31 @@ class Wish:
     exclude: Selector | None = None
     round_to: RoundTo = None
     allocation: Spread = "global"
+    unit: Channel = field(default_factory=Channel)
+
+
+def freedom_of(unit: str | Channel) -> tuple[Freedom, Channel]:
+    """The kind of unit that goes, and how its score is made.
+
+    Args:
+        unit: ``"channel"``, ``"head"`` or ``"head_dim"``, each with the words that `Channel` takes.
+
+    Returns:
+        Both.
+
+    Raises:
+        ValueError: for other units.
+
+    Example:
+        >>> freedom_of("head(out, weights)")
+        ('head', Channel(scored='out', over='weights'))
+    """
+    spec = unit.spec if isinstance(unit, Channel) else unit
+    name, bracket, words = spec.partition("(") if isinstance(spec, str) else ("", "", "")  # pyright: ignore[reportUnnecessaryIsInstance]
+    if name.strip() not in get_args(Freedom):
+        known = ", ".join(map(repr, get_args(Freedom)))
+        raise ValueError(f"unit={unit!r}: what can be taken out are {known}, scored as 'channel(out, weights)' says")
+    return cast("Freedom", name.strip()), cast("Channel", parse_unit(f"channel{bracket}{words}")[0])
 
 
 def choose_units(
@@ -90,7 +117,7 @@ def choose_units(
 
 
 def _scores(root: nn.Module, groups: Groups, wish: Wish) -> dict[str, Tensor]:
-    unit = Channel()
+    unit = wish.unit
     layout = select_groups(root, groups.layout(), groups.frozen, wish.targets, wish.exclude)
     entry = resolve_criterion(wish.criterion)
     known = wish.budget.sparsity

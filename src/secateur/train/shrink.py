@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from secateur.core import CriterionLike, batches_needed
+from secateur.core.unit_channel import Channel
 from secateur.measure.fit import Data
 from secateur.model.batches import LossFunction, StepFunction
 from secateur.model.evidence import Source
@@ -20,14 +21,13 @@ from secateur.model.graph.group import Groups
 from secateur.model.graph.groups import find_groups
 from secateur.model.graph.learned import learn
 from secateur.model.graph.probe import Probes
-from secateur.model.graph.solve import Freedom
 from secateur.model.graph.verify import work_out
 from secateur.model.masks import Masks
 from secateur.model.names import unwrap
 from secateur.model.removal import Removal
 from secateur.model.selectors import Selector
 from secateur.train.budget import Budget
-from secateur.train.choosing import Wish, choose_units, inputs_of, report_on
+from secateur.train.choosing import Wish, choose_units, freedom_of, inputs_of, report_on
 from secateur.train.cost import CostModel
 from secateur.train.from_zeros import carry_out, shrink_zeros
 from secateur.train.given import start_of
@@ -63,7 +63,7 @@ def shrink(
     seed: int = 0,
     recalibrate: Any = None,
     valid: Data | None = None,
-    unit: Freedom = "channel",
+    unit: str | Channel = "channel",
     exact: bool = True,
     from_zeros: bool = False,
     optimizer: Optimizer | None = None,
@@ -103,7 +103,8 @@ def shrink(
         seed: of random criteria.
         recalibrate: batches on which the batch norms of the smaller model take their statistics again.
         valid: labelled batches; accuracy on them before and after that is recorded.
-        unit: the kind of unit that goes: ``"channel"``, ``"head"`` or ``"head_dim"``.
+        unit: the kind of unit that goes: ``"channel"``, ``"head"`` or ``"head_dim"``. Under a budget its score is the
+            mean of the layers that make it; ``"channel(out, weights)"`` takes all of their weights at once.
         exact: refuse what changes the values of what stays.
         from_zeros: instead of masks, units and budgets: take out every unit whose zeros, wherever they come from, keep
             it from changing the output, constants folded into the next bias where that is exact. Zero-initialised
@@ -132,18 +133,19 @@ def shrink(
     read = batches_needed(criterion) if batches is None else batches
     source = Source(data, loss, step, read, seed=seed, example=example_inputs)
     budget = Budget(params, macs, bytes, latency_ms, sparsity)
-    wish = Wish(budget, criterion, source, targets, exclude, round_to, allocation)
+    freedom, scored = freedom_of(unit)
+    wish = Wish(budget, criterion, source, targets, exclude, round_to, allocation, scored)
     root, examples = unwrap(model), as_examples(example_inputs)
     _refuse(root, wish, recalibrate, valid)
     if from_zeros:
         _refuse_choices(masks, units, budget, recalibrate)
-        return _as_asked(model, shrink_zeros(root, examples, unit, optimizer, inplace), inplace)
+        return _as_asked(model, shrink_zeros(root, examples, freedom, optimizer, inplace), inplace)
 
     def plan(*, verify: bool) -> tuple[nn.Module, Removal, Shrinkage]:
-        groups = find_groups(root, example_inputs, unit=unit, exact=exact, verify=verify)
+        groups = find_groups(root, example_inputs, unit=freedom, exact=exact, verify=verify)
         return _planned(root, examples, groups, start_of(root, groups, masks, units, budget), wish)
 
-    small, removal, record = _tried(root, examples, plan, chosen=not budget.given and unit == "channel")
+    small, removal, record = _tried(root, examples, plan, chosen=not budget.given and freedom == "channel")
     if recalibrate is not None:
         record = replace(record, recalibration=take_again(small, recalibrate, valid=valid))
     target, also = carry_out(root, optimizer, inplace, small, removal)

@@ -29,7 +29,7 @@ def check_goal(goal: Goals, stages: Sequence[StageTable]) -> list[Mistake]:
     given = {name: value for name, value in goal.given().items() if name != "metric"}
     if not given:
         return [Mistake(("goal",), "asks for nothing; give one or more of max_drop, speedup, bytes, params, macs")]
-    if not stages or any(stage.unit == "channel" for stage in stages):
+    if not stages or any(unit_name(parse_unit(stage.unit or "weight")[0]) == "channel" for stage in stages):
         return []
     text = (
         "only taking something out makes a model faster, and no [[stage]] does: masks of weights make the file smaller "

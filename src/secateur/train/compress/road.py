@@ -173,6 +173,7 @@ def _removed(setting: Setting, model: nn.Module, stage: Stage, sparsity: float) 
             model,
             example_inputs=setting.example,
             sparsity=sparsity,
+            unit=cast("Any", stage.unit),
             allocation=cast("Any", stage.allocation),
             round_to=stage.round_to,
             seed=setting.seed,
