@@ -35,7 +35,8 @@ from secateur.measure import environment
 
 WAYS = ("channel", "channel(out, weights)", "channel(all)", "channel(all, weights)")
 STEPS, STORIES = 60, 8
-CRITERIA = ("l2", "taylor")
+TRIED = [("l2", way) for way in WAYS] + [("taylor", way) for way in WAYS if "weights" not in way]
+"""Taylor's scores add up, so that all weights at once are its members' mean but for a factor."""
 BUDGETS = (0.7, 0.5)
 READ = 4
 LOG = RESULTS / "coupled_channels.runs.jsonl"
@@ -226,7 +227,7 @@ def main() -> None:
     for name in options.only:
         case = CASES[name](options.shared)
         for seed in range(options.seeds):
-            for key in [(name, c, b, way, seed) for b in BUDGETS for c in CRITERIA for way in WAYS]:
+            for key in [(name, c, b, way, seed) for b in BUDGETS for c, way in TRIED]:
                 if key in done:
                     continue
                 row = dict(zip(("network", "criterion", "budget", "way", "seed"), key, strict=True))

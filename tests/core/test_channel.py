@@ -46,6 +46,29 @@ def test_pooling_is_the_mean_over_members_of_their_scores(name: str, spec: str, 
         assert pooled[group].tolist() == pytest.approx(slow, abs=1e-12)
 
 
+@pytest.mark.parametrize("reduce", ["mean", "rms"])
+@pytest.mark.parametrize("spec", ["channel", "channel(all)", "channel(all, weights)"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_averages_of_one_number_are_that_number(name: str, spec: str, reduce: str) -> None:
+    layout = LAYOUTS[name]
+    scores = {key: torch.full_like(one, 2.5) for key, one in _scores(layout).items()}
+    pooled = parse_unit(spec)[0].pool(scores, layout, reduce)  # type: ignore[arg-type]
+    assert all(one.tolist() == pytest.approx([2.5] * len(one)) for one in pooled.values())
+
+
+def test_a_larger_layer_counts_for_more() -> None:
+    layout = {
+        "a": KeyLayout(
+            (1,), "group", members=(Member("a", (1, 1), 0, "out", (0,)), Member("b", (1, 9), 0, "out", (0,)))
+        )
+    }
+    scores = {"a": torch.tensor([[8.0]]), "b": torch.full((1, 9), 4.0)}
+    found = {
+        reduce: float(Channel().pool(scores, layout, reduce)["a"]) for reduce in ("l2", "rms", "mean", "sum", "max")
+    }
+    assert found == pytest.approx({"l2": 10.0, "rms": 5.0, "mean": 4.4, "sum": 22.0, "max": 6.0})  # 8 and 12; 1 and 3
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_expanding_is_and_over_axes_and_groups(name: str) -> None:
     layout = LAYOUTS[name]
@@ -119,6 +142,9 @@ def test_rates_of_outputs_are_averaged_over_positions_and_producers() -> None:
     means = [(0.1 + 0.05) / 2, (0.2 + 0.25) / 2, (0.3 + 0.45) / 2, (0.4 + 0.65) / 2]
     kept = [1 - mean for mean in means]
     assert found["a.weight"].tolist() == pytest.approx(kept)
+    together = score("apoz", {"activation_zeros": zeros}, RESIDUAL, Channel(over="weights"))
+    thirds = [0.1 + 0.0 + 0.1, 0.2 + 0.2 + 0.3, 0.3 + 0.4 + 0.5, 0.4 + 0.6 + 0.7]
+    assert together["a.weight"].tolist() == pytest.approx([1 - one / 3 for one in thirds])
 
 
 def test_each_output_is_scored_before_scores_add_up() -> None:
@@ -197,7 +223,13 @@ def test_a_mask_of_weights_pools_to_the_units_of_which_anything_is_left() -> Non
 
 def test_names_and_specs() -> None:
     assert parse_unit("channel") == (Channel(), "tensor")
-    for spec in ("channel(all)", "channel('all')", "channel( all )"):
+    for spec in (
+        "channel(all)",
+        "channel('all')",
+        "channel( all )",
+        "channel(scored=all)",
+        "channel(all, over = members)",
+    ):
         assert parse_unit(spec)[0].spec == "channel(all)"
     assert isinstance(Channel(), Unit)
     assert unit_name(Channel("all")) == "channel"
@@ -225,7 +257,7 @@ def test_refusals_say_what_is_wrong() -> None:
     with pytest.raises(ValueError, match=r"'a\.weight' have shape \(3,\), but \(4,\)"):
         Channel().expand({"a.weight": torch.ones(3, dtype=torch.bool)}, RESIDUAL)
     hole = {"w": KeyLayout((2,), "group", members=(Member("w", (2, 2), 0, "out", (0, -1)),))}
-    with pytest.raises(ValueError, match="unit 1 has no weight among the producers"):
+    with pytest.raises(ValueError, match=r"none of the weights .* is of unit 1; with channel\(all\)"):
         Channel().pool({"w": torch.ones(2, 2)}, hole)
     with pytest.raises(ValueError, match="has shapes"):
         parameter_layout(

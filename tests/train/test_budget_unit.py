@@ -114,16 +114,25 @@ def test_heads_are_scored_alike(spec: str) -> None:
 @pytest.mark.parametrize(
     ("unit", "words"),
     [
-        ("filter", "unit='filter': what can be taken out are 'channel', 'head', 'head_dim'"),
-        ("channel(in)", r"channel\(in\): take 'channel'"),
-        ("head(out, rows)", r"channel\(out, rows\): take 'members'"),
-        (3, "unit=3: what can be taken out"),
+        ("filter", "unit='filter': give 'channel', 'head' or 'head_dim'; with"),
+        ("channel(in)", r"unit='channel\(in\)': give"),
+        ("head(out, rows)", r"unit='head\(out, rows\)': give"),
+        ("head(out", r"unit='head\(out': give"),
+        (3, "unit=3: give"),
+        (None, "unit=None: give"),
     ],
 )
 def test_other_units_are_named(unit: Any, words: str) -> None:
     model = drawn(Stream(), seed=0)
     with pytest.raises(ValueError, match=words):
         sc.shrink(model, example_inputs=X, sparsity=0.5, unit=unit)
+
+
+@pytest.mark.parametrize("choice", [{"units": {"first.weight": [0]}}, {"from_zeros": True}])
+def test_words_that_score_nothing_are_refused(choice: Any) -> None:
+    model = drawn(Stream(), seed=0)
+    with pytest.raises(ValueError, match=r"the words in unit='channel\(all\)' choose units for a budget"):
+        sc.shrink(model, example_inputs=X, unit=" channel( all )", **choice)
 
 
 @pytest.mark.parametrize("walk", [untrained, trained])

@@ -36,7 +36,9 @@ Params: TypeAlias = Annotated[float | None, typer.Option(help="Parameters, likew
 Bytes: TypeAlias = Annotated[float | None, typer.Option("--bytes", help="Bytes as plain safetensors, likewise.")]
 Latency: TypeAlias = Annotated[float | None, typer.Option(help="Milliseconds per call, one thread, likewise.")]
 Sparsity: TypeAlias = Annotated[float | None, typer.Option(help="Share of all units to remove.")]
-Unit: TypeAlias = Annotated[str, typer.Option(help="channel, head or head_dim; channel(all): readers score it too.")]
+Unit: TypeAlias = Annotated[
+    str, typer.Option(help="channel, head or head_dim; as channel(all) or channel(out, weights) scored otherwise.")
+]
 RoundTo: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(help="Widths in multiples: 8, or by layer as layer3*=8 (may be repeated), or measured."),

@@ -67,15 +67,16 @@ _SUMS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @final
 class MemberScores:
-    """Scores of units that several tensors make up: the mean of what it comes to in each, of those that have the unit.
+    """Scores of units that several tensors (members) make up.
 
-    With ``T_m`` the sum, norm or maximum of the ``n_m`` elements of member m, and means over members:
+    In member m a unit has ``n_m`` elements, and ``T_m`` is their sum, norm or maximum. Over the members that have it:
 
         sum, l2, max    mean_m T_m
         mean            mean_m T_m / mean_m n_m          rms    mean_m T_m / mean_m sqrt(n_m)
 
     ``mean`` and ``rms`` divide by what ones would come to, so that units of small and large layers are comparable;
-    within a unit a large member still counts for more than a small one, as its sum or norm is.
+    within a unit a large member still counts for more than a small one, as its sum or norm is. Pooled, all elements are
+    one member.
 
     On the CPU: index_add on a GPU would add in a random order.
 
@@ -99,6 +100,7 @@ class MemberScores:
         self._along = {"mean": "sum", "rms": "l2"}.get(reduce, reduce)
         self._none = torch.full((units,), -torch.inf if reduce == "max" else 0.0, dtype=torch.float64)
         self._all, self._count = self._none.clone(), torch.zeros_like(self._none)
+        # over members: of what each comes to, of what ones in its place would come to, how many there are
         self._total, self._ones, self._members = (torch.zeros_like(self._none) for _ in range(3))
 
     def add(self, rows: Tensor, owner: Tensor) -> None:
@@ -126,9 +128,10 @@ class MemberScores:
         """``[units]``, on the device of the first of them, in float64 if one of them is."""
         tensors = list(like)
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
-        return self._scores().to(tensors[0].device, torch.float64 if double else torch.float32)
+        return self.scores().to(tensors[0].device, torch.float64 if double else torch.float32)
 
-    def _scores(self) -> Tensor:
+    def scores(self) -> Tensor:
+        """``[units]`` in float64 on the CPU; of a unit that no member has it means nothing."""
         if self._pooled:
             found, ones = self._rooted(self._all), self._rooted(self._count)
         else:

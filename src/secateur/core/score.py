@@ -23,10 +23,11 @@ def score(
     """Scores of units, low ones to go first.
 
     ``s_u = reduce_{i in u} criterion(evidence)_i`` for a criterion of level "weight"; at level "unit" the criterion's
-    own score, whose evidence was collected per unit. Of a channel that several layers make, the scores of level
-    "weight" are reduced over the weights of all of them, and those of level "unit" add up: so do the changes of the
-    loss that they stand for (Molchanov et al. 2019, arXiv 1906.10771). Criteria of level "unit" that read weights get
-    all weights of a unit as one row instead (see ``unit_rows``).
+    own score, whose evidence was collected per unit. Of a channel that several layers make, the score is the mean of
+    what it comes to in each of them: of scores of weights their sum, norm or maximum there (see ``Channel.pool``), of
+    scores of outputs their sum or mean (``Channel.add_up``; Molchanov et al. 2019, arXiv 1906.10771, divide by the
+    sharers of a gate). Criteria of level "unit" that read weights get all weights of a unit as one row instead (see
+    ``unit_rows``).
 
     Args:
         criterion: what ``resolve_criterion`` takes.

@@ -26,9 +26,11 @@ class Channel:
 
     Args:
         scored: whose weights make a unit's score: ``"out"``, those of the producers (all where a group has
-            none), or ``"all"``. Tensors with one axis (biases, norms) are masked along, but never scored.
+            none), or ``"all"``. Tensors with one axis (biases, norms) are masked along, but never scored. Criteria
+            that score outputs (activations, gates) are of the producers in either case.
         over: ``"members"``: each of these tensors is reduced by itself, and the unit is their mean; ``"weights"``:
-            all of their weights are reduced together. Means are the same by both, norms and maxima are not.
+            all of their weights are reduced together. Criteria that compare whole units (``cosine``) read all weights
+            in either case.
 
     Raises:
         ValueError: for other words.
@@ -120,14 +122,15 @@ class Channel:
         for member in members:
             found.add(*owned_rows(scores[member.name], member))
         if (unit := found.missing()) is not None:
-            raise ValueError(
-                f"group {group!r}: unit {unit} has no weight among the producers, so it has no score; take "
-                "unit='channel(all)'"
-            )
+            hint = "; with channel(all) those that read it score it, too" if self.scored == "out" else ""
+            raise ValueError(f"group {group!r}: none of the weights that score units is of unit {unit}{hint}")
         return found.result(scores[member.name] for member in members)
 
     def add_up(self, outputs: Tensors, layout: Layout, reduce: Reduce = "sum") -> dict[str, Tensor]:
         """Scores of the outputs of producers -> scores of units: their sum or mean in each producer, the mean of these.
+
+        With ``over="weights"`` the sum or mean over all outputs of all producers. Unlike in ``pool``, a mean is taken
+        in each producer first: a rate is not larger in a layer that has more outputs of a unit.
 
         Args:
             outputs: producer -> [outputs]. Where a grouped transposed convolution has more outputs than its axis has
@@ -277,11 +280,11 @@ def _add_up(outputs: Tensors, group: str, key: KeyLayout, reduce: Reduce, pooled
 
 
 def _rates(rows: Tensor, owner: Tensor, units: int) -> tuple[Tensor, Tensor]:
-    """One value for each unit of a member: a rate is not larger in a layer that has more outputs of a unit."""
+    """The mean of each unit that a member has, as one row for each."""
     own = MemberScores(units, "mean")
     own.add(rows, owner)
     there = torch.zeros(units, dtype=torch.bool).index_fill_(0, owner, True).nonzero()[:, 0]
-    return own.result([rows.double()])[there][:, None], there
+    return own.scores()[there][:, None], there
 
 
 def owned_rows(tensor: Tensor, member: Member, dim: int | None = None) -> tuple[Tensor, Tensor]:

@@ -123,4 +123,4 @@ def unit_sizes(unit: Unit, layout: Layout) -> dict[str, int]:
 
 def _quoted(spec: str) -> str:
     """Words as arguments are strings: ``"channel(all, weights)"`` reads as ``"channel('all', 'weights')"``."""
-    return re.sub(r"(?<=[(,])\s*([a-z]+)\s*(?=[,)])", r"'\1'", spec)
+    return re.sub(r"(?<=[(,=])\s*([a-z]+)\s*(?=[,)])", r"'\1'", spec)

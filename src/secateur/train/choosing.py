@@ -75,12 +75,21 @@ def freedom_of(unit: str | Channel) -> tuple[Freedom, Channel]:
         >>> freedom_of("head(out, weights)")
         ('head', Channel(scored='out', over='weights'))
     """
-    spec = unit.spec if isinstance(unit, Channel) else unit
-    name, bracket, words = spec.partition("(") if isinstance(spec, str) else ("", "", "")  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(unit, Channel):
+        return "channel", unit
+    what = (
+        f"unit={unit!r}: give 'channel', 'head' or 'head_dim'; with (all) or (out, weights) behind it, how it is scored"
+    )
+    if not isinstance(unit, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(what)
+    name, bracket, words = unit.strip().partition("(")
     if name.strip() not in get_args(Freedom):
-        known = ", ".join(map(repr, get_args(Freedom)))
-        raise ValueError(f"unit={unit!r}: what can be taken out are {known}, scored as 'channel(out, weights)' says")
-    return cast("Freedom", name.strip()), cast("Channel", parse_unit(f"channel{bracket}{words}")[0])
+        raise ValueError(what)
+    try:
+        scored, _ = parse_unit(f"channel{bracket}{words}")
+    except ValueError as error:
+        raise ValueError(what) from error
+    return cast("Freedom", name.strip()), cast("Channel", scored)
 
 
 def choose_units(

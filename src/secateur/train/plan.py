@@ -245,7 +245,7 @@ class Plan:
         """Every choice as text, also those that cannot be written down; to tell plans apart, not to make them again."""
         described: dict[str, str] = {}
         for name in self._written():
-            value = getattr(self, name)
+            value: Any = self.parsed_unit if name == "unit" else getattr(self, name)
             value = getattr(value, "spec", value)
             named = value if hasattr(value, "__qualname__") else type(value) if callable(value) else None
             described[name] = str(value) if named is None else f"{named.__module__}:{named.__qualname__}"

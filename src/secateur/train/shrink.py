@@ -104,7 +104,8 @@ def shrink(
         recalibrate: batches on which the batch norms of the smaller model take their statistics again.
         valid: labelled batches; accuracy on them before and after that is recorded.
         unit: the kind of unit that goes: ``"channel"``, ``"head"`` or ``"head_dim"``. Under a budget its score is the
-            mean of the layers that make it; ``"channel(out, weights)"`` takes all of their weights at once.
+            mean over the layers that make it; ``"channel(all)"`` adds those that read it, ``"channel(out, weights)"``
+            takes all of their weights at once (heads likewise).
         exact: refuse what changes the values of what stays.
         from_zeros: instead of masks, units and budgets: take out every unit whose zeros, wherever they come from, keep
             it from changing the output, constants folded into the next bias where that is exact. Zero-initialised
@@ -232,6 +233,7 @@ def _refuse(root: nn.Module, wish: Wish, recalibrate: Any, valid: Data | None) -
     """What can be seen to be wrong before any work is done."""
     given = {"targets": wish.targets, "exclude": wish.exclude, "round_to": wish.round_to, "data": wish.source.data}
     idle = [f"{name}=" for name, value in given.items() if value is not None]
+    idle += [f"the words in unit='{wish.unit.spec}'"] if wish.unit != Channel() else []
     if idle and not wish.budget.given:
         raise ValueError(
             f"{', '.join(idle)} choose units for a budget, and none is given: add params=, macs=, bytes=, latency_ms= "

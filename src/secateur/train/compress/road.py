@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from secateur.core.unit_channel import Channel
 from secateur.model.masks import find_masks
 from secateur.model.names import clean_name
 from secateur.train.compress.setting import Setting, copied
@@ -173,7 +174,7 @@ def _removed(setting: Setting, model: nn.Module, stage: Stage, sparsity: float) 
             model,
             example_inputs=setting.example,
             sparsity=sparsity,
-            unit=cast("Any", stage.unit),
+            unit=cast("str | Channel", stage.unit),
             allocation=cast("Any", stage.allocation),
             round_to=stage.round_to,
             seed=setting.seed,
