@@ -134,9 +134,8 @@ def shrink(
     read = batches_needed(criterion) if batches is None else batches
     source = Source(data, loss, step, read, seed=seed, example=example_inputs)
     budget = Budget(params, macs, bytes, latency_ms, sparsity)
-    freedom, scored = freedom_of(unit)
+    root, examples, (freedom, scored) = unwrap(model), as_examples(example_inputs), freedom_of(unit)
     wish = Wish(budget, criterion, source, targets, exclude, round_to, allocation, scored)
-    root, examples = unwrap(model), as_examples(example_inputs)
     _refuse(root, wish, recalibrate, valid)
     if from_zeros:
         _refuse_choices(masks, units, budget, recalibrate)
