@@ -125,6 +125,10 @@ def test_a_dry_run_writes_nothing(run: Run, nets: Path) -> None:
     assert f"runs/{folder_of(path).path.name} (new)" in words
     assert "0 Linear 40 x 20 840 800 40 in group 0.weight" in words
     assert "2 Linear 4 x 40 164 160 none: it is an output of the model" in words
+    written(nets, ('unit = "channel"', 'unit = "channel( out , weights )"'))
+    scored = " ".join(run("compress", "recipe.toml", "--dry-run").stdout.split())
+    assert "take channels out, scored (out, weights), by l2, global" in scored
+    written(nets)
     told = json.loads(run("compress", "recipe.toml", "--dry-run", "--json").stdout)
     assert told["cost"]["points"] == 2
     assert told["state"] == "new"
