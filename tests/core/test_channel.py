@@ -23,6 +23,9 @@ ODD = {  # positions of no unit, a merged unit, units out of order, a tensor alo
         ),
     ),
     "r": KeyLayout((2,), "group", members=(Member("q", (3, 5, 2), 0, "out", (1, 0, 1)),)),
+    "side": KeyLayout(  # unit 0 is made by the first alone, unit 1 by the second
+        (3,), "group", members=(Member("s", (2, 4), 0, "out", (0, 2)), Member("t", (3, 1), 0, "out", (2, 1, -1)))
+    ),
 }
 LAYOUTS = {"chain": CHAIN, "residual": RESIDUAL, "odd": ODD}
 
@@ -223,6 +226,8 @@ def test_a_mask_of_weights_pools_to_the_units_of_which_anything_is_left() -> Non
 
 def test_names_and_specs() -> None:
     assert parse_unit("channel") == (Channel(), "tensor")
+    for spec in ("channel", "channel(all)", "channel(out, weights)", "channel(all, weights)"):
+        assert parse_unit(spec)[0].spec == spec
     for spec in (
         "channel(all)",
         "channel('all')",
@@ -259,6 +264,8 @@ def test_refusals_say_what_is_wrong() -> None:
     hole = {"w": KeyLayout((2,), "group", members=(Member("w", (2, 2), 0, "out", (0, -1)),))}
     with pytest.raises(ValueError, match=r"none of the weights .* is of unit 1; with channel\(all\)"):
         Channel().pool({"w": torch.ones(2, 2)}, hole)
+    with pytest.raises(ValueError, match=r"is of unit 1$"):
+        Channel("all").pool({"w": torch.ones(2, 2)}, hole)
     with pytest.raises(ValueError, match="has shapes"):
         parameter_layout(
             {"w": KeyLayout((2,), "group", members=(member("w", (2, 2), 0, "out"), member("w", (2, 3), 0, "out")))}

@@ -121,6 +121,13 @@ def test_digests_tell_plans_apart():
     assert len({plan.digest for plan in same}) == 2
 
 
+def test_spellings_of_a_unit_are_one_plan():
+    odd, plain = Plan(0.5, unit=" channel( all )"), Plan(0.5, unit="channel(all)")
+    assert odd.describe() == plain.describe()
+    assert odd.digest == plain.digest
+    assert plain.describe()["unit"] == "channel(all)"
+
+
 def test_rounds_are_part_of_a_plan_and_records_of_older_plans_stand():
     """What plans were before there were rounds: as the criterion's row says."""
     plain, five = Plan(0.5, criterion="snip"), Plan(0.5, criterion="snip", rounds=5)

@@ -272,8 +272,8 @@ def _add_up(outputs: Tensors, group: str, key: KeyLayout, reduce: Reduce, pooled
         score, positions = outputs[member.name], len(member.owner)
         if score.dim() != 1 or score.numel() % positions:
             raise ValueError(f"{member.name!r} has {positions} outputs, its scores have shape {tuple(score.shape)}")
-        rows, owner = owned_rows(wide(score).view(-1, positions).T, member, dim=0)
-        found.add(*((rows, owner) if pooled or how == "sum" else _rates(rows, owner, key.shape[0])))
+        rows = owned_rows(wide(score).view(-1, positions).T, member, dim=0)
+        found.add(*(rows if pooled or how == "sum" else _rates(*rows, key.shape[0])))
     if (unit := found.missing()) is not None:
         raise ValueError(f"group {group!r}: unit {unit} has no output that is scored")
     return found.result(outputs[member.name] for member in producers)

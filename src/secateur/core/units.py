@@ -53,7 +53,9 @@ UNITS: Mapping[str, UnitEntry] = {
     "block": UnitEntry(Block, "block(rows, columns): tile of the 2-D view [O, I*kh*kw]"),
     "layer": UnitEntry(Layer, "whole layers"),
     "channel": UnitEntry(
-        Channel, "every slice of a coupled channel; scored by its producers, channel(all) by its readers too"
+        Channel,
+        "every slice of a coupled channel; scored by its producers, channel(all) by its readers too, "
+        "channel(out, weights) by all weights at once",
     ),
 }
 

@@ -82,7 +82,7 @@ def freedom_of(unit: str | Channel) -> tuple[Freedom, Channel]:
     )
     if not isinstance(unit, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(what)
-    name, bracket, words = unit.strip().partition("(")
+    name, bracket, words = unit.partition("(")
     if name.strip() not in get_args(Freedom):
         raise ValueError(what)
     try:

@@ -140,7 +140,8 @@ def _goal(recipe: Recipe) -> str:
 
 def _stage(number: int, stage: Any) -> str:
     told = stage.describe()
-    out = f"take channels out{told['unit'].removeprefix('channel').replace('(', ', scored (')}"
+    words = told["unit"].removeprefix("channel")
+    out = f"take channels out, scored {words}" if words else "take channels out"
     what = out if stage.kind == "channels" else f"mask, unit {told['unit']}"
     share = "sparsity searched" if stage.searched else f"sparsity {stage.plan(None).final:g}"
     parts = [f"{number}. {stage.when} training: {what}", f"by {told['criterion']}", told["allocation"], share]
