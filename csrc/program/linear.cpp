@@ -93,7 +93,7 @@ void Linear::run(const Frame& frame, size_t piece) const {
   const size_t chunks = weight_->chunks(), front = grid_floats(weight_->word(), lanes_);
   if (ready_) {
     float* const y = y_.where == Place::arena ? frame.arena + y_.at : scratch(sums());
-    if (chunks == 0) return zero_rows(y, 0, 0, 0, lanes_);
+    if (chunks == 0) return leave_nothing(y);
     float* const memory = frame.arena + x_.at;
     const Part part = part_of(frame, 0, memory);
     run_chunk(frame, part, piece, memory + front, nullptr, y, nullptr);
@@ -113,7 +113,7 @@ void Linear::run(const Frame& frame, size_t piece) const {
     measure_grid(weight_->table(), whole, part, grid_at(grids, lanes_));
   }
   for (size_t i = 0; shared && i < parts; ++i) fetch(part_of(frame, i * narrow_, grids), 0, columns, memory + i * x_floats);
-  if (chunks == 0) zero_rows(y, 0, 0, 0, lanes_);
+  if (chunks == 0) return leave_nothing(y);
   // What is done leaves while the next is made: two in turn, where they are small.
   secateur_errand errand{nullptr, nullptr, 0, 0, 0, 0, 0};
   const bool meanwhile = weight_->runs_errands() && sums() > 0 && sums() <= errand_floats && !frame.past;
@@ -158,6 +158,11 @@ void Linear::fetch(const Part& part, size_t first, size_t columns, float* panel)
 // Floats of a chunk of an output, before it is turned to rows.
 size_t Linear::sums() const {
   return y_.where == Place::arena || weight_->chunks() == 0 ? 0 : panel::floats(weight_->rows_of(0), narrow_);
+}
+
+// A weight without rows: in the arena its value is rows of zeros that others may read, an output has nothing at all.
+void Linear::leave_nothing(float* y) const {
+  if (y_.where == Place::arena) zero_rows(y, 0, 0, 0, lanes_);
 }
 
 // `slice`: memory for one K-block of x where x is not a panel yet. `y` is the whole value, or where y is an output, memory

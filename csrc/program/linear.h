@@ -38,6 +38,7 @@ class Linear : public Step {
   void run_chunk(const Frame& frame, const Part& part, size_t chunk, const float* x, float* slice, float* y,
                  secateur_errand* errand) const;
   void leave(const Frame& frame, const Part& part, size_t chunk, const float* y, secateur_errand* errand) const;
+  void leave_nothing(float* y) const;
 
   std::shared_ptr<const Packed> weight_;
   size_t lanes_, narrow_;  // of a frame, and of a part
