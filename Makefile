@@ -82,7 +82,7 @@ types: $(STAMPS)/dev  ## pyright
 	$(PY) -m pyright --pythonpath $(PY)
 
 structure: $(STAMPS)/dev  ## import directions, sizes, docstrings, skip list, the code blocks of README and docs
-	$(PYTEST) tests/structure $(ARGS)
+	$(PYTEST) tests/structure -n $(WORKERS) $(ARGS)
 
 doctest: $(STAMPS)/dev  ## the examples inside docstrings
 	SECATEUR_CACHE=off $(PYTEST) --doctest-modules src $(ARGS)
@@ -92,7 +92,7 @@ examples: $(STAMPS)/dev  ## run every file of examples/
 	  scratch=$$(mktemp -d); echo "== $$file"; (cd $$scratch && $(RUN) $$file) || exit 1; rm -rf $$scratch; done
 
 sanitizers: $(STAMPS)/dev  ## address and undefined-behaviour sanitizers on the native core
-	PYTHON=$(PY) bash tools/sanitizers.sh
+	PYTHON=$(PY) WORKERS=$(WORKERS) bash tools/sanitizers.sh
 
 tsan:  ## the thread pool under the thread sanitizer
 	bash tools/tsan.sh
