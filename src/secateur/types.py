@@ -44,7 +44,7 @@ Evidence: TypeAlias = Mapping[str, Tensors]
 """What a criterion may read: kind of evidence -> (parameter name -> tensor)."""
 
 Role: TypeAlias = Literal["first", "hidden", "output", "depthwise", "embedding"]
-Kind: TypeAlias = Literal["linear", "conv", "conv_transpose", "embedding", "group"]
+Kind: TypeAlias = Literal["linear", "conv", "conv_transpose", "embedding", "bias", "group"]
 Level: TypeAlias = Literal["weight", "unit"]
 Reduce: TypeAlias = Literal["mean", "sum", "l2", "rms", "max"]
 
@@ -78,7 +78,7 @@ class KeyLayout:
 
     Attributes:
         shape: shape of the parameter as the module stores it; of a group, the number of its units.
-        kind: the operation that reads it, or ``"group"``.
+        kind: the operation that reads it, ``"bias"`` for what it adds, or ``"group"``.
         groups: groups of a grouped convolution, else 1.
         role: place in the network; allocations treat the first and the output layer apart.
         members: of a group, the axes of tensors that its units are slices of.

@@ -36,7 +36,7 @@ def allocate(
 
     Of the N units of all keys ``N - floor(S N + 0.5)`` stay (``uniform`` rounds per key). Layer-collapse protection
     keeps at least ``max(1, ceil(min_density * n_l))`` units of each key; what it adds to one key it takes from the
-    others, so the total stands.
+    others, so the total stands. No layer collapses without its bias: of biases none has to stay where min_density is 0.
 
     Args:
         allocation: name, row, or function of named inputs (see ``allocations``).
@@ -69,7 +69,7 @@ def allocate(
     sizes = unit_sizes(unit, layout)
     keep = sum(sizes.values()) - removed_count(sum(sizes.values()), sparsity)
     alive = dict(sizes) if previous is None else {key: int(torch.count_nonzero(previous[key])) for key in sizes}
-    floors = _floors(sizes, alive, None if isinstance(unit, Layer) else min_density)
+    floors = _floors(layout, sizes, alive, None if isinstance(unit, Layer) else min_density)
     entry = resolve_allocation(allocation)
     if not entry.own_total:  # else sparsity is no share of the units
         keep = _possible(keep, sparsity, sizes, alive, floors)
@@ -89,13 +89,16 @@ def allocate(
     return _fit({key: counts[key] for key in sizes}, floors, alive, total)
 
 
-def _floors(sizes: Mapping[str, int], alive: Mapping[str, int], min_density: float | None) -> dict[str, int]:
+def _floors(
+    layout: Layout, sizes: Mapping[str, int], alive: Mapping[str, int], min_density: float | None
+) -> dict[str, int]:
     if min_density is None:
         return dict.fromkeys(sizes, 0)
     if not 0.0 <= min_density <= 1.0:
         raise ValueError(f"min_density={min_density!r}: the least share of units a layer keeps, 0 to 1, or None")
     # Here "at least" is wanted, so round up; but 0.1 of 10 is one, whatever the float says.
-    return {key: min(alive[key], max(1, math.ceil(min_density * n - 1e-12 * n))) for key, n in sizes.items()}
+    least = {key: 0 if layout[key].kind == "bias" else 1 for key in sizes}
+    return {key: min(alive[key], max(least[key], math.ceil(min_density * n - 1e-12 * n))) for key, n in sizes.items()}
 
 
 def _possible(
@@ -103,9 +106,10 @@ def _possible(
 ) -> int:
     least, most = sum(floors.values()), sum(alive.values())
     if keep < least:
+        layers = sum(count > 0 for count in floors.values())
         raise ValueError(
             f"sparsity={sparsity} leaves {keep} of {sum(sizes.values())} units, but layer-collapse protection keeps at "
-            f"least {least} (one in each of {len(sizes)} layers, or min_density): take a lower sparsity, a smaller "
+            f"least {least} (one in each of {layers} layers, or min_density): take a lower sparsity, a smaller "
             "min_density, or min_density=None for no protection"
         )
     # Counts rounded key by key may have removed up to one unit per key more than the total says.

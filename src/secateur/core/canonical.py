@@ -3,7 +3,7 @@
 Shape letters: O output channels, I input channels, g groups, k kernel sizes (none for a linear
 layer, which is a 1x1 convolution). A transposed convolution stores ``[I, O/g, *k]`` and is
 turned round; an embedding table ``[V, D]`` stays as it is: O is the row (the token), I the
-embedding dimension.
+embedding dimension. A bias ``[O]`` is one weight per output, whose input is always 1.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def grouped_shape(layout: KeyLayout) -> tuple[int, ...]:
         (1, 10, 20)
     """
     shape, groups = layout.shape, layout.groups
+    if layout.kind == "bias" and len(shape) == 1 and groups == 1:
+        return (1, *shape, 1)
     if len(shape) < 2 or groups < 1 or shape[0] % groups:
         raise ValueError(
             f"a parameter of shape {shape} with groups={groups} is no {layout.kind} weight: at least two axes are "

@@ -2,12 +2,13 @@
 
 Default: the weights of convolutions, linear layers and attention projections. Not biases, norms,
 embeddings, or a head tied to an embedding. A unit that removes outputs leaves the last layer alone.
+Biases of those layers are targets where they are named (``"*.bias"``), one by one, with unit weight.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -22,6 +23,7 @@ REMOVES_OUTPUTS = frozenset({"filter", "layer"})
 """Units whose removal from the last layer would remove classes."""
 
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_BIASES = frozenset({"bias", "in_proj_bias"})
 _OPENED = "secateur.attention"
 """What the class of an opened attention calls itself, wherever it is from; its weights are named alike."""
 
@@ -33,7 +35,7 @@ def find_targets(
 
     Args:
         model: any module; wrappers are looked through.
-        targets: what to prune; None: the default targets.
+        targets: what to prune; None: the default targets. Biases have to be named: what matches weights means those.
         exclude: what of that to leave dense.
         unit: name of the unit; ``"filter"`` and ``"layer"`` leave the output layer out by default.
 
@@ -42,7 +44,8 @@ def find_targets(
 
     Raises:
         ValueError: if a selector matches nothing, selects a parameter with fewer than two
-            dimensions, or targets one name of a tied parameter and excludes another.
+            dimensions that is no bias of a layer, or biases for another unit than ``"weight"``, or targets one name of
+            a tied parameter and excludes another.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
@@ -50,16 +53,19 @@ def find_targets(
         {'0.weight': ('conv', 'first'), '3.weight': ('linear', 'output')}
         >>> list(find_targets(net, targets=nn.Conv2d))
         ['0.weight']
+        >>> list(find_targets(net, targets=["*.weight", "*.bias"]))
+        ['0.weight', '0.bias', '3.weight', '3.bias']
     """
     root = unwrap(model)
     candidates = known_weights(root)
     names = aliases(root)
     tied = {name for name, group in names.items() if len(group) > 1}
     known = {first: layout for first, layout in candidates.items() if first in names}
+    biases = _biases_of(root, known)
     chosen = (
         {n for n, k in known.items() if k.kind != "embedding" and not (n in tied and _ties_embedding(root, names[n]))}
         if targets is None
-        else select(root, targets, known, other_parameters(root, known, dimensions=2), "targets")
+        else select(root, targets, known, biases | other_parameters(root, known, dimensions=2), "targets")
     )
     if targets is None:
         _say_what_is_skipped(root)
@@ -70,7 +76,13 @@ def find_targets(
         refuse_half_tied(root, targets, exclude, names, known)
         chosen -= dropped
     explicit = chosen - set(known)
-    layout = known | {name: _layout_by_shape(name, parameters_by_name(root)[name]) for name in explicit}
+    if unit != "weight" and explicit & set(biases):
+        raise ValueError(
+            f"{min(explicit & set(biases))!r} is a bias: biases are pruned one by one, with unit 'weight'; a unit that "
+            f"removes outputs, such as {unit!r}, takes theirs along where it is removed"
+        )
+    plain = {name: _layout_by_shape(name, parameters_by_name(root)[name]) for name in explicit - set(biases)}
+    layout = known | biases | plain
     found = {name: layout[name] for name in parameters_by_name(root) if name in chosen}
     if not found:
         raise ValueError(
@@ -101,6 +113,17 @@ def known_weights(root: nn.Module) -> dict[str, KeyLayout]:
         roles[layers[0]] = "first"
         roles[layers[-1]] = "output"
     return {name: KeyLayout(tuple(p.shape), kind, g, roles[name]) for name, (kind, g, p) in found.items()}
+
+
+def _biases_of(root: nn.Module, known: Mapping[str, KeyLayout]) -> dict[str, KeyLayout]:
+    """The biases beside the weights that are known, each with the role of those."""
+    roles: dict[str, Role] = {name.rpartition(".")[0]: key.role for name, key in known.items()}
+    return {
+        name: KeyLayout(tuple(parameter.shape), "bias", role=roles[owner])
+        for name, parameter in parameters_by_name(root).items()
+        for owner, _, attribute in [name.rpartition(".")]
+        if attribute in _BIASES and owner in roles and parameter.dim() == 1
+    }
 
 
 def _weights_of(module: nn.Module) -> Iterable[tuple[str, Kind, int]]:
@@ -141,7 +164,8 @@ def _ties_embedding(root: nn.Module, group: tuple[str, ...]) -> bool:
 def _layout_by_shape(name: str, parameter: Tensor) -> KeyLayout:
     if parameter.dim() < 2:
         raise ValueError(
-            f"{name!r} has shape {tuple(parameter.shape)}; only parameters with two or more dimensions can be targets. "
-            "Biases and norms stay dense, or go with their unit"
+            f"{name!r} has shape {tuple(parameter.shape)}; only parameters with two or more dimensions "
+            "and the biases of convolutions, linear layers and attention can be targets. Norms stay dense, or go with "
+            "their unit"
         )
     return KeyLayout(tuple(parameter.shape), "linear" if parameter.dim() == 2 else "conv")

@@ -32,7 +32,7 @@ def costs(model: nn.Module, figure: Figure | CostTable, example_inputs: Any = No
         Group, or parameter -> bool mask of the units that stay, in; the cost, out.
 
     Raises:
-        ValueError: for another figure.
+        ValueError: for another figure; when called, for masks that are not of the model's coupled channels.
 
     Example:
         >>> import torch
@@ -48,9 +48,16 @@ def costs(model: nn.Module, figure: Figure | CostTable, example_inputs: Any = No
     if example_inputs is None:
         raise ValueError(f"costs({figure!r}) of coupled channels needs example_inputs=, to trace the model")
     root = unwrap(model)
-    found = CostModel(root, find_groups(root, example_inputs, exact=exact), example_inputs)
+    groups = find_groups(root, example_inputs, exact=exact)
+    found = CostModel(root, groups, example_inputs)
 
     def cost(keep: Mapping[str, Tensor]) -> float:
+        for name, mask in keep.items():
+            if name not in groups or mask.shape != (groups[name].units,):
+                raise ValueError(
+                    f"costs({figure!r}) counts coupled channels, and {name!r} with units of shape {tuple(mask.shape)} "
+                    "is no group of them: take unit='channel', or for single weights the cost of an sc.cost_table"
+                )
         value = getattr(found(keep), figure)
         return float(value or 0)
 

@@ -128,6 +128,8 @@ def gate_places(model: nn.Module, layout: Layout, run: Any) -> dict[str, tuple[n
     owners = {clean_name(path): module for path, module in model.named_modules()}
     layers = {name: owners[name.rpartition(".")[0]] for name in layout}
     for name, module in layers.items():
+        if layout[name].kind == "bias":
+            raise ValueError(f"{name!r} is a bias, which has no gate of its own: leave biases out of targets=")
         if not isinstance(module, nn.Linear) and layout[name].kind not in ("conv", "conv_transpose"):
             raise ValueError(
                 f"{name!r} belongs to a {type(module).__name__}; gates stand at linear and convolution layers"
