@@ -16,6 +16,9 @@ from plotly.offline import get_plotlyjs
 
 from secateur.records import Report, SchedulePoint
 from secateur.report import to_html
+from secateur.report.plot_parts import DENSE
+from secateur.report.plots import accuracy_plot
+from secateur.report.series import DARK, LIGHT
 from tests.report.fake import fake_record, fake_report
 from tests.report.reading import Page, read_page
 
@@ -110,6 +113,33 @@ def test_each_record_has_its_layer_plots_in_its_own_colour(read: Page) -> None:
             assert dense["x"] == [getattr(row, whole) for row in record.dense.layers]
             assert kept["x"] == [getattr(row, part) for row in record.sparse.layers]
             assert kept["marker"]["color"] == f"var(--c{index})"
+
+
+def test_ten_records_have_ten_colours_in_either_theme() -> None:
+    records = tuple(fake_record(index % 6) for index in range(10))
+    plot = accuracy_plot(Report("ten", tuple(f"record {index}" for index in range(10)), records))
+    assert plot is not None
+    tints = [trace["marker"]["color"] for trace in plot["data"] if trace["marker"]["color"] != DENSE]
+    assert tints == [f"var(--c{index})" for index in range(10)]
+    assert len(set(LIGHT)) == len(set(DARK)) == 10
+    looks = {(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in plot["data"]}
+    assert len(looks) == 11, "and the dense models"
+
+
+@pytest.mark.parametrize(
+    ("low", "expected"),
+    [(0.05, [("resnet, lenet, dense", 98.61)]), (0.97, [("resnet, dense", 98.61), ("lenet, dense", 97.78)])],
+)
+def test_dense_models_that_are_nearly_as_accurate_share_a_label(low: float, expected: list[tuple[str, float]]) -> None:
+    """Whether two labels meet follows from the range of the axis."""
+    first, other = fake_record(0), fake_record(4)
+    fits = tuple(dataclasses.replace(fit, top1=low) for fit in first.sparse.accuracy)
+    poor = dataclasses.replace(first, sparse=dataclasses.replace(first.sparse, accuracy=fits))
+    plot = accuracy_plot(Report("two", ("a", "b"), (poor, other)))
+    assert plot is not None
+    notes = plot["layout"]["annotations"]
+    assert [(note["text"], pytest.approx(note["y"])) for note in notes] == expected
+    assert len(plot["layout"]["shapes"]) == 2, "each line stays"
 
 
 def test_plotly_is_inlined_exactly_once(page: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import textwrap
 from typing import Any
 
-from secateur.report.series import SYMBOLS
+from secateur.report.series import LIGHT
 
 __all__ = [
     "DENSE",
@@ -31,7 +31,7 @@ LABEL = 30  # characters of a name beside an axis
 
 def colour(record: int) -> str:
     """The colour of a record, the same in every plot."""
-    return f"var(--c{record % len(SYMBOLS)})"
+    return f"var(--c{record % len(LIGHT)})"
 
 
 def log_ticks(low: float, high: float, suffix: str = "") -> Plot:

@@ -7,6 +7,7 @@ theme, so that plots and text follow the same palette, dark and light.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from secateur.records import Record, Report
@@ -27,6 +28,7 @@ from secateur.report.plot_parts import (
 from secateur.report.series import (
     SYMBOLS,
     Bars,
+    Point,
     accuracy_points,
     dense_points,
     latency_bars,
@@ -61,7 +63,8 @@ def accuracy_plot(report: Report) -> Plot | None:
     ends = [point.compression for point in (*dense, *sparse)]
     low, high = min(ends) / 1.15, max(ends) * 1.25
     lines = [_dotted(100 * point.top1) for point in dense]
-    names = [_dense_label(point.name, 100 * point.top1) for point in dense]
+    heights = [100 * point.top1 for point in (*dense, *sparse)]
+    names = _dense_labels(dense, apart=0.05 * (max(heights) - min(heights)))
     axis = {"type": "log", "range": [math.log10(low), math.log10(high)], "title": title("compression ratio")}
     layout = {
         "height": 380,
@@ -86,10 +89,26 @@ def _dotted(y: float) -> Plot:
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line, "layer": "below"}
 
 
-def _dense_label(name: str, y: float) -> Plot:
+def _dense_labels(dense: Sequence[Point], apart: float) -> list[Plot]:
+    """A name above each dotted line; lines too near to each other for that share one, from the top."""
+    rows: list[list[Point]] = []
+    for point in sorted(dense, key=lambda point: -point.top1):
+        if rows and 100 * (rows[-1][0].top1 - point.top1) < apart:
+            rows[-1].append(point)
+        else:
+            rows.append([point])
     # on a logarithmic axis an annotation stands at the exponent: 0 is a compression of 1
-    place = {"x": 0, "xanchor": "left", "xshift": 8, "y": y, "yanchor": "bottom", "showarrow": False}
-    return {**place, "text": safe(f"{short(name)}, dense"), "font": {"color": "var(--soft)", "size": 12}}
+    place = {"x": 0, "xanchor": "left", "xshift": 8, "yanchor": "bottom", "showarrow": False}
+    soft = {"font": {"color": "var(--soft)", "size": 12}}
+    return [
+        {
+            **place,
+            **soft,
+            "y": 100 * row[0].top1,
+            "text": safe(f"{', '.join(short(point.name) for point in row)}, dense"),
+        }
+        for row in rows
+    ]
 
 
 def layer_plots(record: Record, index: int) -> list[tuple[str, Plot]]:

@@ -27,9 +27,9 @@ __all__ = [
 ]
 
 # Okabe and Ito (2008), which stays apart for colour-blind readers; its yellow is darkened on
-# white and its blue lightened on black. Symbols repeat the distinction without colour.
-LIGHT = ("#0072B2", "#D55E00", "#009E73", "#B6508A", "#C98A00", "#3C9BD6", "#7A6A00", "#5B4B9E")
-DARK = ("#5AA9E6", "#FF8A4C", "#2CC79A", "#E79BC4", "#F2B63C", "#9ADCFF", "#E6DC5A", "#B3A6F2")
+# white and its blue lightened on black; the last two are ours. Symbols repeat the distinction without colour.
+LIGHT = ("#0072B2", "#D55E00", "#009E73", "#B6508A", "#C98A00", "#3C9BD6", "#7A6A00", "#5B4B9E", "#8C1D18", "#5F8F00")
+DARK = ("#5AA9E6", "#FF8A4C", "#2CC79A", "#E79BC4", "#F2B63C", "#9ADCFF", "#E6DC5A", "#B3A6F2", "#FF6B64", "#A8DB4E")
 DENSE = "#8A8F98"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 
