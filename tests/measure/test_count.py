@@ -150,6 +150,24 @@ def test_a_forward_that_reads_values_is_run_for_real_and_counts_the_same() -> No
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_a_forward_that_fixes_the_batch_size_is_told_so() -> None:
+    class Fixed(nn.Module):
+        def __init__(self, features: int) -> None:
+            super().__init__()
+            self.fc = nn.Linear(features, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.view(4, 6))
+
+    net = Fixed(6)
+    for inputs in (torch.ones(4, 2, 3), [torch.ones(4, 2, 3)], {"x": torch.ones(4, 2, 3)}):
+        with pytest.raises(ValueError, match=r"Fixed runs on all of example_inputs but not on the first sample.*view"):
+            count_uses(net, inputs)
+    for other, inputs in ((Fixed(5), torch.ones(4, 2, 3)), (net, torch.ones(1, 2, 3))):
+        with pytest.raises(RuntimeError, match="is invalid for input of size 6"):  # the batch fails too: torch's words
+            count_uses(other, inputs)
+
+
 def test_biases_and_norms_under_masks_are_counted_as_removed() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     half = torch.tensor([True, True, False, False])

@@ -186,7 +186,8 @@ def count_uses(model: nn.Module, example_inputs: Any, *, compat: Compat = None) 
         Uses per module; a module that is called several times counts every call.
 
     Raises:
-        ValueError: for an unknown ``compat``, and where ShrinkBench would fail an assertion.
+        ValueError: for an unknown ``compat``, where ShrinkBench would fail an assertion, and for a model that runs on
+            the whole batch but not on one sample.
 
     Example:
         >>> count_uses(nn.Conv2d(1, 2, 3), torch.zeros(8, 1, 5, 5)).weights
@@ -201,9 +202,34 @@ def count_uses(model: nn.Module, example_inputs: Any, *, compat: Compat = None) 
             tally = _run(_on_meta(root), _on_meta(sample), compat)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError):
         # A forward that reads values cannot run on shapes. The real run counts the same, or raises what is wrong.
-        tally = _run(root, sample, compat)
+        try:
+            tally = _run(root, sample, compat)
+        except RuntimeError as error:
+            _say_whether_the_batch_is_fixed(root, example_inputs, error)
+            raise
     weights = {name: tuple(uses) for name, uses in tally.weights.items()}
     return Uses(weights, dict(tally.products), _uncounted(root, compat))
+
+
+def _say_whether_the_batch_is_fixed(root: nn.Module, example_inputs: Any, error: RuntimeError) -> None:
+    """One sample failed: where the whole batch runs, its size is written into the forward."""
+    whole = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
+    try:
+        with quiet(root):
+            _call(root, whole)
+    except RuntimeError:
+        return
+    raise ValueError(
+        f"{type(root).__name__} runs on all of example_inputs but not on the first sample, for which multiply-adds are "
+        f"counted: a batch size seems fixed in its forward (say x.shape[0] or -1 in view and reshape). torch: {error}"
+    ) from error
+
+
+def _call(root: nn.Module, inputs: Any) -> None:
+    if isinstance(inputs, Mapping):
+        root(**cast("dict[str, Any]", inputs))
+    else:
+        root(*(cast("tuple[Any, ...]", inputs) if isinstance(inputs, tuple) else (inputs,)))
 
 
 def first_sample(example_inputs: Any) -> Any:
@@ -246,10 +272,7 @@ def _run(root: nn.Module, sample: Any, compat: Compat) -> _Tally:
         # The fused encoder layer would call none of its linear modules.
         torch.backends.mha.set_fastpath_enabled(False)
         with quiet(root):
-            if isinstance(sample, dict):
-                root(**cast("dict[str, Any]", sample))
-            else:
-                root(*(cast("tuple[Any, ...]", sample) if isinstance(sample, tuple) else (sample,)))
+            _call(root, sample)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
