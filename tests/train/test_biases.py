@@ -15,10 +15,15 @@ import secateur as sc
 from secateur.core.allocations import ALLOCATIONS
 from secateur.core.criteria import CRITERIA
 from secateur.model.targets import find_targets
+from secateur.types import KeyLayout
 
 BOTH = ["*.weight", "*.bias"]
 NAMES = ["0.weight", "0.bias", "4.weight", "4.bias", "6.weight", "6.bias"]
-NO_BIAS = {"wanda": "inputs of '0.bias'", "ria": "inputs of '0.bias'", "woodfisher_flops": "multiply-adds of '0.bias'"}
+NO_BIAS = {
+    "wanda": "inputs of layers are read",
+    "ria": "inputs of layers are read",
+    "woodfisher_flops": "multiply-adds are counted",
+}
 """Criteria of single weights that read what a bias has not."""
 WEIGHT_LEVEL = [name for name, entry in CRITERIA.items() if entry.level == "weight" and entry.data != "training"]
 
@@ -53,7 +58,34 @@ def test_biases_of_layers_are_selected_by_name_alone() -> None:
         ("bias", "first"), ("bias", "hidden"), ("bias", "output"),
     ]  # fmt: skip
     assert list(find_targets(net, "*.bias", exclude="6.bias")) == ["0.bias", "4.bias"]
+    for layer in ("6", "6.*", net[6]):
+        assert list(find_targets(net, BOTH, layer)) == NAMES[:4], "an excluded layer stays whole"
+    assert list(find_targets(net, BOTH, nn.Linear)) == NAMES[:2]
+    assert list(find_targets(net, BOTH, "*.weight")) == NAMES[1::2]
     assert list(find_targets(nn.MultiheadAttention(4, 2), "*bias")) == ["in_proj_bias", "out_proj.bias"]
+
+
+class Tied(nn.Module):
+    """Names that lead astray: a head tied to an embedding, with a bias of its own, and an embedding called bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rel_bias = nn.Embedding(7, 4), nn.Embedding(5, 2)
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 7)
+        self.head.weight = self.embed.weight
+
+
+def test_biases_are_found_whatever_else_is_named_or_tied() -> None:
+    net = Tied()
+    assert list(find_targets(net, "*.bias")) == ["inner.bias", "head.bias"]
+    assert find_targets(net, "head.bias")["head.bias"] == KeyLayout((7,), "bias", role="output")
+    assert list(find_targets(net, "*bias")) == ["rel_bias.weight", "inner.bias", "head.bias"]
+    assert list(find_targets(net, ["*weight", "*bias"], nn.Embedding)) == ["inner.weight", "inner.bias", "head.bias"]
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    assert list(find_targets(normed, "*.bias")) == ["0.bias"]
+    shared = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    shared[1].bias = shared[0].bias
+    assert list(find_targets(shared, BOTH)) == ["0.weight", "0.bias", "1.weight"]
 
 
 def test_what_is_no_bias_of_a_layer_is_refused() -> None:
@@ -134,6 +166,8 @@ def test_allocations(allocation: str) -> None:
     assert sum(gone.values()) == round(0.5 * 587)
     if allocation in ("erk", "er"):
         assert [gone[name] for name in NAMES[1::2]] == [0, 0, 0], "as dense as can be: one input"
+    if allocation == "uniform_plus":
+        assert gone["0.weight"] == gone["0.bias"] == 0, "the first convolution stays dense"
     if allocation == "uniform":
         assert [gone[name] for name in NAMES[1::2]] == [2, 4, 2]
 
@@ -163,6 +197,67 @@ def test_training_keeps_removed_biases_at_zero_and_undo_brings_them_back() -> No
     before = copy.deepcopy(other.state_dict())
     sc.prune(other, 0.5, targets="*.bias").undo()
     assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
+
+
+def test_tickets_act_on_biases_that_are_targets() -> None:
+    net = make_net()
+    first = copy.deepcopy(net.state_dict())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(0.5)
+    masks = sc.prune(net, 0.6, targets=BOTH)
+    gone = ~masks["4.bias"]
+    assert 0 < int(gone.sum()) < 8
+    last = copy.deepcopy(net.state_dict())
+    made = sc.tickets.ticket(net, snapshot=first, kept="signed_constant", removed="zero_if_shrunk", final=last)
+    assert torch.count_nonzero(made.get_parameter("4.bias")[gone]) == 0
+    assert made.get_parameter("4.bias")[~gone].abs().unique().numel() == 1
+    assert torch.equal(made.get_parameter("1.bias"), first["1.bias"])
+    made = sc.tickets.ticket(net, snapshot=first, removed="init")
+    optimizer = torch.optim.SGD(made.parameters(), lr=1.0, momentum=0.9, weight_decay=0.1)
+    with sc.tickets.frozen(made, masks):
+        for x, y in make_data():
+            optimizer.zero_grad()
+            F.cross_entropy(made(x), y).backward()
+            optimizer.step()
+    assert torch.equal(made.get_parameter("4.bias")[gone], first["4.bias"][gone])
+    assert not torch.equal(made.get_parameter("4.bias")[~gone], first["4.bias"][~gone])
+
+
+def test_frozen_holds_what_a_mask_names() -> None:
+    net = nn.Linear(2, 1)
+    before = net.bias.item()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    with sc.tickets.frozen(net, {"bias": torch.tensor([False])}):
+        net(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert net.bias.item() == before
+
+
+def test_reconstruction_towards_the_dense_model_counts_what_a_removed_bias_leaves() -> None:
+    """Layer by layer against the dense model, recomputed from outputs."""
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+    dense, x = copy.deepcopy(net), torch.randn(300, 8, dtype=torch.float64)
+    sc.prune(net, 0.5, targets=BOTH, criterion="random", seed=1)
+    assert 0 < int(torch.count_nonzero(net.get_parameter("0.bias"))) < 16
+    pruned = copy.deepcopy(net)
+    done = sc.reconstruct(net, data=x, match="dense", damping=0.0, progress=False)
+    whole = x @ dense.get_parameter("0.weight").T
+    assert done.layers[0].before == pytest.approx((dense[0](x) - pruned[0](x)).norm().item() / whole.norm().item())
+    for depth, (name, layer) in enumerate(zip(("0", "2"), done.layers, strict=True)):
+        wanted, found = (model[: 2 * depth + 1](x) for model in (dense, net))
+        whole = wanted - dense.get_parameter(f"{name}.bias")
+        assert layer.after == pytest.approx((wanted - found).norm().item() / whole.norm().item(), rel=1e-6)
+        assert layer.before > layer.after
+    with pytest.raises(ValueError, match=r"'0.bias' is a bias: reconstruction solves for weights"):
+        sc.reconstruct(net, data=x, targets=BOTH)
+
+
+def test_a_stage_of_compress_takes_lists() -> None:
+    stage = sc.Stage(targets=BOTH, exclude=["6"])
+    assert (stage.targets, stage.exclude) == (tuple(BOTH), ("6",))
+    assert {stage: 1}[sc.Stage(targets=tuple(BOTH), exclude=("6",))] == 1
 
 
 def test_files_costs_edits_and_packed_models_know_them(tmp_path: Path) -> None:

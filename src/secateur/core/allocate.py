@@ -45,7 +45,7 @@ def allocate(
         layout: the keys and their shapes.
         unit: what is removed together. Whole layers are not protected: removing them is their purpose.
         evidence: what an allocation may ask for besides.
-        min_density: share of its units that each key keeps at least; 0.0 means one unit, None no protection.
+        min_density: share of its units that each key keeps at least; 0.0 means one unit (no bias), None no protection.
         previous: unit masks so far; a key keeps no more than they left, and the others take what it cannot hold.
 
     Returns:

@@ -203,6 +203,8 @@ def uniform_plus(sizes: Mapping[str, int], layout: Layout, keep: int) -> dict[st
         arXiv 2010.07611.
     """
     dense = {key: n for key, n in sizes.items() if layout[key].role == "first" and _is_conv(layout[key])}
+    if dense:  # with its bias, where that is a target
+        dense |= {key: n for key, n in sizes.items() if layout[key].role == "first" and layout[key].kind == "bias"}
     least = {key: -(-n // 5) for key, n in sizes.items() if layout[key].role == "output" and key not in dense}
     bound = sum(dense.values()) + sum(least.values())
     if keep < bound:

@@ -48,7 +48,7 @@ def decide(
         evidence: what the criterion (and the allocation) reads.
         layout: the parameters to decide on.
         reduce: how a unit's weights make its score; None: as the criterion says.
-        min_density: least share of units that a key keeps; 0.0 means one unit, None no protection.
+        min_density: least share of units that a key keeps; 0.0 means one unit (no bias), None no protection.
         previous: unit masks so far; removed units stay removed.
 
     Returns:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -61,25 +62,26 @@ def find_targets(
     names = aliases(root)
     tied = {name for name, group in names.items() if len(group) > 1}
     known = {first: layout for first, layout in candidates.items() if first in names}
-    biases = _biases_of(root, known)
+    biases = _biases_of(root, candidates)
     chosen = (
         {n for n, k in known.items() if k.kind != "embedding" and not (n in tied and _ties_embedding(root, names[n]))}
         if targets is None
         else select(root, targets, known, biases | other_parameters(root, known, dimensions=2), "targets")
+        | _named_biases(targets, biases)
     )
     if targets is None:
         _say_what_is_skipped(root)
     if targets is None and unit in REMOVES_OUTPUTS:
         chosen = {name for name in chosen if known[name].role != "output"}
     if exclude is not None:
-        dropped = select(root, exclude, known, other_parameters(root, known), "exclude")
+        dropped = select(root, exclude, known | biases, other_parameters(root, known), "exclude")
         refuse_half_tied(root, targets, exclude, names, known)
         chosen -= dropped
     explicit = chosen - set(known)
     if unit != "weight" and explicit & set(biases):
         raise ValueError(
-            f"{min(explicit & set(biases))!r} is a bias: biases are pruned one by one, with unit 'weight'; a unit that "
-            f"removes outputs, such as {unit!r}, takes theirs along where it is removed"
+            f"{min(explicit & set(biases))!r} is a bias: biases are pruned one by one, with unit 'weight'. Leave them "
+            f"out of targets= for unit {unit!r}; unit 'channel' takes along those of what it removes"
         )
     plain = {name: _layout_by_shape(name, parameters_by_name(root)[name]) for name in explicit - set(biases)}
     layout = known | biases | plain
@@ -115,15 +117,27 @@ def known_weights(root: nn.Module) -> dict[str, KeyLayout]:
     return {name: KeyLayout(tuple(p.shape), kind, g, roles[name]) for name, (kind, g, p) in found.items()}
 
 
-def _biases_of(root: nn.Module, known: Mapping[str, KeyLayout]) -> dict[str, KeyLayout]:
-    """The biases beside the weights that are known, each with the role of those."""
-    roles: dict[str, Role] = {name.rpartition(".")[0]: key.role for name, key in known.items()}
-    return {
-        name: KeyLayout(tuple(parameter.shape), "bias", role=roles[owner])
-        for name, parameter in parameters_by_name(root).items()
-        for owner, _, attribute in [name.rpartition(".")]
-        if attribute in _BIASES and owner in roles and parameter.dim() == 1
-    }
+def _biases_of(root: nn.Module, weights: Mapping[str, KeyLayout]) -> dict[str, KeyLayout]:
+    """The biases of layers, each with the role of the weight beside it, whoever else that weight belongs to."""
+    first = {name: group[0] for group in aliases(root).values() for name in group}
+    found: dict[str, KeyLayout] = {}
+    for path, module in root.named_modules():
+        prefix = clean_name(f"{path}." if path else "")
+        own = [f"{prefix}{name}" for name, *_ in _weights_of(module)]
+        roles: list[Role] = [weights[name].role for name in own if name in weights]
+        for attribute in _BIASES if own else ():
+            bias = module._parameters.get(attribute)
+            if bias is not None and bias.dim() == 1:
+                layout = KeyLayout(tuple(bias.shape), "bias", role=roles[0] if roles else "hidden")
+                found.setdefault(first[f"{prefix}{attribute}"], layout)
+    return found
+
+
+def _named_biases(targets: Selector, biases: Iterable[str]) -> set[str]:
+    """What a glob that ends in "bias" says, though something else of that name (a module) may match it as well."""
+    items = [targets] if isinstance(targets, str) or not isinstance(targets, Iterable) else targets
+    globs = [item for item in items if isinstance(item, str) and item.endswith("bias")]
+    return {name for name in biases if any(fnmatchcase(name, glob) for glob in globs)}
 
 
 def _weights_of(module: nn.Module) -> Iterable[tuple[str, Kind, int]]:

@@ -51,7 +51,8 @@ class Plan:
         targets: names, globs or types; None: convolutions, linear layers, attention projections; all coupled groups.
         exclude: what of that stays dense.
         reduce: how weight scores pool to unit scores: mean, sum, l2, rms, max; None: as the criterion says.
-        min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay; None: a layer may vanish.
+        min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay (of biases none has to at
+            0.0); None: a layer may vanish.
         policy: ``"hard"``: what is removed stays removed; ``"soft"``: removed values are kept aside and
             compete again at each update (Zhu & Gupta 2017, arXiv 1710.01878).
         seed: of the noise that random criteria read.

@@ -159,7 +159,8 @@ def prune(
         init: state dict before training, for criteria that compare with it.
         mode: train or eval mode of the passes over data.
         reduce: how weight scores pool to unit scores; None: as the criterion says.
-        min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay; None: no such floor.
+        min_density: at least ``max(1, ceil(min_density * n))`` units of each parameter stay (of biases none has to at
+            0.0); None: no such floor.
         seed: of the noise that random criteria read.
         merge: kept units take the outgoing weights of removed ones over, for unit ``channel`` and criteria that say
             how. ``activation_correlation``: by least squares of what is read, on ``data`` in eval mode, as

@@ -211,6 +211,8 @@ def _layout(
             raise ValueError(f"sparsity={sparsity} with {within}: the pattern fixes the sparsity; leave it out")
         if entry.chooses and within == "row":
             raise ValueError("within='row' is for criteria; this solver lets all rows compete: within='tensor' or NM")
+    if biases := [name for name, key in found.items() if key.kind == "bias"]:
+        raise ValueError(f"{biases[0]!r} is a bias: reconstruction solves for weights; leave biases out of targets=")
     if empty := [name for name, key in found.items() if 0 in key.shape]:
         raise ValueError(f"{empty[0]!r} has no weights, its shape is {found[empty[0]].shape}; exclude={empty!r}")
     if sharded := [name for name in found if is_sharded(find_parameter(root, name))]:
@@ -288,13 +290,7 @@ def _counts(
     before = find_masks(root)
     previous = None if before is None else {n: kept_so_far(before, n, key) for n, key in layout.items()}
     counts = allocate(
-        allocation,
-        sparsity=sparsity,
-        scores=scores,
-        layout=layout,
-        unit=unit,
-        evidence=evidence,
-        min_density=min_density,
-        previous=previous,
-    )
+        allocation, sparsity=sparsity, scores=scores, layout=layout, unit=unit, evidence=evidence,
+        min_density=min_density, previous=previous,
+    )  # fmt: skip
     return counts, evidence

@@ -117,7 +117,8 @@ def solve(job: Job, sums: InputSums, stage: Stage) -> list[LayerError]:
         masks[name], values[name] = from_groups(kept, key), from_groups(new, key)
         if name in pairs:
             shift = None if bias is None else mean_shift(weight, new, pairs[name])
-            off = pair_error(weight, weight * kept, pairs[name]), pair_error(weight, new, pairs[name], shift)
+            alone, shift = _with_its_mask(job, bias, shift)
+            off = pair_error(weight, weight * kept, pairs[name], alone), pair_error(weight, new, pairs[name], shift)
             if bias is not None and shift is not None:
                 values[bias] = job.dense[bias] + shift.flatten().to(job.dense[bias])
         else:
@@ -130,6 +131,19 @@ def solve(job: Job, sums: InputSums, stage: Stage) -> list[LayerError]:
     assert held is not None  # the model had masks
     edit(held, values)
     return errors
+
+
+def _with_its_mask(job: Job, bias: str | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What a bias that is a target itself takes up: nothing where it is removed, and there its own value is missing.
+
+    Returns:
+        For the mask alone, and with new weights; None: nothing.
+    """
+    masks = job.before
+    if bias is None or shift is None or masks is None or bias not in masks.layout:
+        return None, shift
+    gone, missing = ~masks[bias].view_as(shift), -job.dense[bias].to(shift).view_as(shift)
+    return torch.where(gone, missing, 0.0), torch.where(gone, missing, shift)
 
 
 def _pairs(gram: Tensor, seen: bool) -> Pairs:

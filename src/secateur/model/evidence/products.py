@@ -162,12 +162,14 @@ def multiplied(root: nn.Module, layout: Mapping[str, KeyLayout], what: str) -> d
         what: is to be found out, for the message: "multiply-adds are counted".
 
     Raises:
-        ValueError: for embeddings and sharded weights.
+        ValueError: for embeddings, biases and sharded weights.
     """
     found = {name: tensor for name, tensor in tensor_names(root).items() if name in layout}
     for name, key in layout.items():
         if key.kind == "embedding":
             raise ValueError(f"{name!r} is an embedding: it is looked up, not multiplied; exclude=[{name!r}]")
+        if key.kind == "bias":
+            raise ValueError(f"{name!r} is a bias, and {what}, which biases have not: leave biases out of targets=")
         if is_sharded(found[name]):
             raise ValueError(f"{name!r} is sharded; {what} before fully_shard")
     return found

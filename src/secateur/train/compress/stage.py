@@ -58,6 +58,9 @@ class Stage:
     round_to: RoundTo = None
 
     def __post_init__(self) -> None:
+        for name in ("targets", "exclude"):  # a stage is a key of what is remembered, and no list is
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.when not in ("before", "during", "after"):
             raise ValueError(f"stage: when={self.when!r}; known are 'before', 'during' and 'after' (training)")
         if self.epochs is not None and (type(self.epochs) is not int or self.epochs < 0):

@@ -93,7 +93,7 @@ def prune_rounds(
         example_inputs: for unit ``channel``, which traces the model.
         exact: for unit ``channel``: leave alone what cannot be removed without changing the output.
         reduce: how weight scores pool to unit scores; None: as the criterion says.
-        min_density: at least this share of each parameter's units stays, and one; None: a layer may vanish.
+        min_density: at least this share of each parameter's units stays, and one weight; None: a layer may vanish.
         seed: of the noise that random criteria read.
         score_data: batches for criteria that read data; None: the first batches of ``data``.
         init: first weights, for criteria that compare with them; None: those of the snapshot.

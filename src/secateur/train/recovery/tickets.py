@@ -147,9 +147,9 @@ def ticket(
     Kept weights (mask 1): ``rewind``, ``reinit`` (shuffled over the layer), ``reshuffle`` (over the kept ones),
     ``constant`` (the layer's standard deviation, the population's), and ``signed_reinit``, ``signed_reshuffle``,
     ``signed_constant``, which keep each weight's own sign. Removed weights (mask 0): ``zero``; ``init``, frozen where
-    they were; ``zero_if_shrunk``: zero if training made them smaller, else frozen where they were. Biases and all
-    that no mask of a weight covers are rewound. With a ``criterion`` of the same paper, such as
-    ``large_init_large_final``, ``signed_constant`` and no training at all this is a supermask.
+    they were; ``zero_if_shrunk``: zero if training made them smaller, else frozen where they were. Biases and norms
+    that are no targets themselves (though a channel may take them along) are rewound. With a ``criterion`` of the
+    same paper, such as ``large_init_large_final``, ``signed_constant`` and no training at all this is a supermask.
 
     Args:
         model: with masks; it is not changed.
@@ -188,7 +188,7 @@ def ticket(
     values = {
         name: act(state[name], masks[name].to(state[name].device), generator, final=last.get(name), **options)
         for name in masks
-        if state[name].dim() > 1
+        if _is_own(masks, name, state[name])
     }
     made = copy.deepcopy(model)
     carry_mark(unwrap(model), unwrap(made))
@@ -198,6 +198,12 @@ def ticket(
     if removed == "zero":
         _put_on(made, masks, masks.unit_masks)
     return made
+
+
+def _is_own(masks: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
+    """A mask that was chosen for this tensor; biases and norms may only follow their channel."""
+    layout = masks.layout if isinstance(masks, Masks) else {}
+    return tensor.dim() > 1 or (layout[name].kind == "bias" if name in layout else not isinstance(masks, Masks))
 
 
 @contextmanager
@@ -229,7 +235,7 @@ def frozen(model: nn.Module, masks: Mapping[str, Tensor]) -> Generator[None]:
         parameter = find_parameter(root, name)
         if mask.shape != parameter.shape:
             raise ValueError(f"the mask of {name!r} has shape {tuple(mask.shape)}, the weight {tuple(parameter.shape)}")
-        if parameter.dim() > 1:
+        if _is_own(masks, name, parameter):
             held[parameter] = mask.bool().to(parameter.device), parameter.detach().clone()
 
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
