@@ -224,6 +224,24 @@ def test_tickets_act_on_biases_that_are_targets() -> None:
     assert not torch.equal(made.get_parameter("4.bias")[~gone], first["4.bias"][~gone])
 
 
+def test_tickets_leave_biases_that_only_follow_their_channel() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 6)
+    first = copy.deepcopy(net.state_dict())
+    masks = sc.prune(net, 0.5, unit="channel", example_inputs=x)
+    assert int((~masks["0.bias"]).sum()) == 4
+    made = sc.tickets.ticket(net, snapshot=first, kept="constant", removed="init")
+    assert torch.equal(made.get_parameter("0.bias"), first["0.bias"])
+    assert not torch.equal(made.get_parameter("0.weight"), first["0.weight"])
+    optimizer = torch.optim.SGD(made.parameters(), lr=1.0, weight_decay=0.1)
+    with sc.tickets.frozen(made, masks):
+        made(x).square().sum().backward()
+        optimizer.step()
+    assert bool((made.get_parameter("0.bias") != first["0.bias"]).all())
+    gone = ~masks["0.weight"]
+    assert torch.equal(made.get_parameter("0.weight")[gone], first["0.weight"][gone])
+
+
 def test_frozen_holds_what_a_mask_names() -> None:
     net = nn.Linear(2, 1)
     before = net.bias.item()
@@ -252,12 +270,6 @@ def test_reconstruction_towards_the_dense_model_counts_what_a_removed_bias_leave
         assert layer.before > layer.after
     with pytest.raises(ValueError, match=r"'0.bias' is a bias: reconstruction solves for weights"):
         sc.reconstruct(net, data=x, targets=BOTH)
-
-
-def test_a_stage_of_compress_takes_lists() -> None:
-    stage = sc.Stage(targets=BOTH, exclude=["6"])
-    assert (stage.targets, stage.exclude) == (tuple(BOTH), ("6",))
-    assert {stage: 1}[sc.Stage(targets=tuple(BOTH), exclude=("6",))] == 1
 
 
 def test_files_costs_edits_and_packed_models_know_them(tmp_path: Path) -> None:

@@ -85,3 +85,10 @@ def test_keys_tell_candidates_apart() -> None:
     one, two = Family("a", (Stage(),)), Family("a", (Stage(criterion="random"),))
     assert len({key_of(one, (0.5,)), key_of(one, (0.6,)), key_of(two, (0.5,))}) == 3
     assert key_of(one, (0.5,)) == key_of(Family("b", (Stage(),)), (0.5,))
+
+
+def test_lists_of_targets_are_kept_as_tuples() -> None:
+    """What a search remembers goes by its stages, and no list is a key; recipes give lists."""
+    stage = Stage(targets=["*weight", "*bias"], exclude=["6"])
+    assert (stage.targets, stage.exclude) == (("*weight", "*bias"), ("6",))
+    assert {stage: 1}[Stage(targets=("*weight", "*bias"), exclude=("6",))] == 1

@@ -45,7 +45,7 @@ def snip(weight: Tensor, grad_abs: Tensor) -> Tensor:
     At initialisation with one batch this is SNIP; the paper's division by the sum changes no order. On a trained
     network it is the gradient criterion ``sum |w g|`` of a unit with ``reduce="sum"``; its square is ``taylor``.
     Their code prunes biases as well, and trains another initialisation than it scored. Here that is asked for, by
-    ``targets=["*.weight", "*.bias"]`` and ``sc.tickets.reinitialised``.
+    ``targets=["*weight", "*bias"]`` and ``sc.tickets.reinitialised``.
 
     Args:
         weight: parameter, any shape.

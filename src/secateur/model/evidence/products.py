@@ -169,7 +169,9 @@ def multiplied(root: nn.Module, layout: Mapping[str, KeyLayout], what: str) -> d
         if key.kind == "embedding":
             raise ValueError(f"{name!r} is an embedding: it is looked up, not multiplied; exclude=[{name!r}]")
         if key.kind == "bias":
-            raise ValueError(f"{name!r} is a bias, and {what}, which biases have not: leave biases out of targets=")
+            raise ValueError(
+                f"{name!r} is a bias, which multiplies no inputs, and {what}: leave biases out of targets="
+            )
         if is_sharded(found[name]):
             raise ValueError(f"{name!r} is sharded; {what} before fully_shard")
     return found

@@ -202,8 +202,9 @@ def ticket(
 
 def _is_own(masks: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
     """A mask that was chosen for this tensor; biases and norms may only follow their channel."""
-    layout = masks.layout if isinstance(masks, Masks) else {}
-    return tensor.dim() > 1 or (layout[name].kind == "bias" if name in layout else not isinstance(masks, Masks))
+    if tensor.dim() > 1 or not isinstance(masks, Masks):
+        return True
+    return name in masks.layout and masks.layout[name].kind == "bias"
 
 
 @contextmanager
